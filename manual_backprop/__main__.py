@@ -24,7 +24,7 @@ GROUPS = {
             "let a trained model continue a text",
             'last --prompt "Return the" --temperature 0.8 --stop "."',
         ),
-        "chat": ("write a text, and let a trained model go on with it", "last"),
+        "chat": ("write a text that a trained model continues", "last"),
         "convert": ("bring a model to transformers, or one from there", "to-hf last exported"),
         "summary": ("show what a model is made of, and what it costs", "last --shapes"),
     },
@@ -69,7 +69,7 @@ def page() -> str:
 
 
 def example_of(name: str, arguments: str) -> str:
-    """As it is typed."""
+    """The command as a user types it."""
     return f"python -m manual_backprop.{name} {arguments}".rstrip()
 
 

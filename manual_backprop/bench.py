@@ -51,7 +51,7 @@ Examples
   python -m manual_backprop.bench --model small --architecture llama --precision bf16 --rows torch-eager
   python -m manual_backprop.bench --case C1 --precision bf16 --breakdown
   python -m manual_backprop.bench --model small --grow --picture growth.png
-  python -m manual_backprop.bench --markdown c1.json c2.json    # README's table of what --json wrote
+  python -m manual_backprop.bench --markdown c1.json c2.json    # a table of what --json wrote
   python -m manual_backprop.bench --gpu --text input.txt --output gpu      # on a machine with one: ten minutes
   python -m manual_backprop.bench --gpu --device cpu --output tried        # tries that, at small sizes
 

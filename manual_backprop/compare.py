@@ -26,42 +26,44 @@ RUN is `last`, a run id or its last six characters, or the path of a run directo
   {COMMAND} outputs/sweeps/SWEEP --picture comparison.png
   {COMMAND} outputs/sweeps/SWEEP --csv runs.csv
 
-The table has a column for each key of which the runs have different values, the lowest validation loss first, and
-beside it what else chooses the best checkpoint of a task (accuracy, exact match, chrF, RMSE); a run that did not come
-to its end stands last. The differences are those of the highest and the lowest curve, at the steps
-that all runs have logged. The picture shows the final loss over the number that was swept, where there are three
-values of it or more, and else the curves; where the runs differ in nothing but what must not change what is learned
-({", ".join(ALIKE)}), the differences too. The CSV file has a line for each run: its summary and its whole config, keys
-that differ first, each with where its value came from, as the page of python -m manual_backprop.visualize shows them.
+The table has a row for each run and a column for each key in which the runs differ. The lowest validation loss comes
+first, unfinished runs come last. If another metric chooses the best checkpoint of a task (accuracy, exact match, chrF,
+RMSE), it has a column too. Below the table is the largest difference between the curves, at the steps that all runs
+have logged.
+
+The picture shows the final loss over the number that was swept, if that has at least three values, and otherwise the
+curves. If the runs differ only in settings that must not change the result ({", ".join(ALIKE)}), it also shows the
+differences of the curves. The CSV file has a row for each run: its summary and its whole config, keys that differ
+first, and for each value where it came from, as on the page of python -m manual_backprop.visualize.
 """
 
 
-def _runs_named(which: str) -> list[str | Path]:
+def _runs_named(argument: str) -> list[str | Path]:
     """The runs that an argument names: a run, or all runs of a sweep's directory. Raises InputError."""
-    if not (Path(which) / "jobs").is_dir():
-        return [which]
+    if not (Path(argument) / "jobs").is_dir():
+        return [argument]
     from manual_backprop.training.sweeps.records import runs_of_sweep
 
-    if not (found := list(runs_of_sweep(Path(which)))):
-        raise InputError(f"{which}: none of the runs of this sweep exists")
+    if not (found := list(runs_of_sweep(Path(argument)))):
+        raise InputError(f"{argument}: none of the runs of this sweep exists")
     return list(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     about = "Compare runs: the settings in which they differ, their results, and the distance of their curves."
     parser = Parser("compare", about, HELP)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or the directory of a sweep: all its runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or the directory of a sweep (all its runs)")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a picture")
-    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write their summaries and configs as a table")
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write summaries and configs as a table")
     chosen = parser.parse(arguments)
     if chosen.picture is not None and chosen.picture.suffix != ".png":
-        raise InputError(f"--picture {chosen.picture}: must be the name of a PNG, as in comparison.png")
+        raise InputError(f"--picture {chosen.picture}: must end in .png, as in comparison.png")
     if chosen.csv is not None and chosen.csv.suffix != ".csv":
-        raise InputError(f"--csv {chosen.csv}: must be the name of a table, as in runs.csv")
+        raise InputError(f"--csv {chosen.csv}: must end in .csv, as in runs.csv")
     if chosen.picture is not None or chosen.csv is not None:
         endure_output()
     close_dead_runs(OUTPUTS)
-    logs = [load_training_log(run) for which in chosen.runs for run in _runs_named(which)]
+    logs = [load_training_log(run) for argument in chosen.runs for run in _runs_named(argument)]
     runs = compare(logs)
     print(*table_lines(runs), sep="\n")
     if len(runs) > 1:

@@ -33,9 +33,9 @@ from-hf reads a folder in the layout of GPT-2 or Llama, or a model of the hub by
 checkpoint of step 0 with its tokenizer. Every command accepts the new folder as RUN, and `init_from=FOLDER` fine-tunes
 it: sizes and tokenizer are then those of the imported model. Weights must be safetensors (in one file or several);
 pickles are not opened. The norms' epsilon and the rotary base are the model's. Options that we do not implement, such
-as rope_scaling, attention_bias or a tied head in Llama, are refused by name.
+as rope_scaling, attention_bias or a tied head in Llama, are an error that names the option.
 
-The last FOLDER is created. It must not hold files; if something fails, it is not created."""
+The last argument, FOLDER, is created. It must not hold files; if something fails, it is not created."""
 
 EPILOG = """\
 Examples
@@ -53,6 +53,7 @@ DIRECTIONS = ("to-hf", "from-hf")
 
 
 def to_hf(run: str, target: Path) -> None:
+    """Export the model of a run into the folder `target`, with its tokenizer if it has one."""
     from manual_backprop.models.huggingface.layouts import layout_of
     from manual_backprop.trained_models.saved_model import load
 
@@ -64,15 +65,16 @@ def to_hf(run: str, target: Path) -> None:
 
     tokenizer = saved.tokenizer() if (saved.found.checkpoint / FILE_NAME).is_file() else None
     export_model(saved, tokenizer, target)
-    print(f"{target}: a {layout.class_name}" + (", without a tokenizer" if tokenizer is None else " and its tokenizer"))
+    print(f"{target}: {layout.class_name}" + (", without a tokenizer" if tokenizer is None else " and its tokenizer"))
     print(f'Load it with AutoModelForCausalLM.from_pretrained("{target}"); {target / "README.md"} is its model card.')
 
 
 def from_hf(source: str, target: Path) -> None:
+    """Import the model of a folder, or of a name on the hub, as a checkpoint of step 0 in the folder `target`."""
     from manual_backprop.trained_models.huggingface_directory import local_folder, read_model, weight_files
 
     folder = local_folder(source)
-    weight_files(folder)
+    weight_files(folder)  # raises before torch is imported
     from manual_backprop.trained_models.export import import_model
 
     imported = read_model(folder)
@@ -84,11 +86,12 @@ def from_hf(source: str, target: Path) -> None:
     for remark in imported.remarks:
         print(f"  {remark}")
     if tokenizer is None:
-        print("  It has no tokenizer that can be read here: it reads token ids.")
+        print("  The folder has no tokenizer in a format that is known here: the model takes token ids.")
     print(f"Use it as RUN, or fine-tune it: python -m manual_backprop.run init_from={target}")
 
 
 def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer in a folder; None if there is none. Raises InputError if the network has too few tokens for it."""
     from manual_backprop.data.tokens.pretrained import tokenizer_of_folder
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt")):

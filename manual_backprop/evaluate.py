@@ -51,8 +51,8 @@ Examples
   python -m manual_backprop.evaluate last --tokens 40
   python -m manual_backprop.evaluate last --split test --predictions 10      # not of a language model
 
-Exit codes: 0 done, 2 wrong input; the examples are no longer there, or are others now. That MLflow is down is only
-said: python -m manual_backprop.sync RUN delivers the values later."""
+Exit codes: 0 done, 2 wrong input, or the examples are missing or have changed. If MLflow is down, a line says so:
+python -m manual_backprop.sync RUN delivers the values later."""
 
 SPLITS = ("train", "validation", "test")  # only this command reads the last
 WIDTH = 110  # columns, if the output is not a terminal

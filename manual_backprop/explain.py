@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "one-step-TASK.md)",
     )
     chosen = parser.parse(arguments)
-    from manual_backprop.study.explain.example import explain  # torch, only now
+    from manual_backprop.study.explain.example import explain  # imports torch, so only after the arguments are checked
 
     print(explain(chosen.architecture, chosen.output or Path(OUTPUTS[chosen.task]), chosen.task))
 

@@ -47,7 +47,7 @@ AT_ONCE = 64  # inputs in a batch
 
 @contextmanager
 def opened(place: str) -> Iterator[Iterable[str]]:
-    """The lines of a file, or of stdin. InputError where there is no such file, and for what is no UTF-8."""
+    """The lines of a file, or of stdin. Raises InputError if there is no such file, or if it is not UTF-8."""
     if place == "-":
         yield _decoded(sys.stdin.buffer, "stdin")
         return
@@ -59,7 +59,7 @@ def opened(place: str) -> Iterator[Iterable[str]]:
 
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
-    """Around what reads, and nothing else: a pipe that breaks while predictions are written is no fault of the file."""
+    """Turns an OSError while reading --file into an InputError. A broken pipe of the output stays what it is."""
     try:
         yield
     except OSError as error:

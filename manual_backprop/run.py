@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.config_dir is not None:
         folder = Path(options.config_dir).resolve()
         if not folder.is_dir():
-            raise InputError(f"--config-dir={options.config_dir}: there is no such folder, seen from {Path.cwd()}")
+            raise InputError(
+                f"--config-dir={options.config_dir}: there is no such folder (working directory: {Path.cwd()})"
+            )
         composition.ExperimentsSearchPath.own_folder = str(folder)
     flags, silent = _hydra_flags(options)
     if silent:
@@ -102,7 +104,7 @@ def _run_one(job: Job) -> None:
     sources = value_sources(job.config, job.overrides, job.runtime)
     with env_override(job.hydra.job.env_set):
         configure_log(job.hydra.job_logging, job.hydra.verbose)
-        from manual_backprop.training.runner import run_job  # torch, only now
+        from manual_backprop.training.runner import run_job  # imports torch, so only after the arguments are checked
 
         run_job(job.config, Path.cwd(), Origin(overrides=job.overrides, sources=sources))
 

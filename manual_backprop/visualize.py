@@ -1,4 +1,4 @@
-"""Serve a page that overlays runs, finished and running, in the browser."""
+"""Serve a page that compares runs, finished and running, in the browser."""
 
 import sys
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from manual_backprop.config.arguments import Parser, whole
 
 DESCRIPTION = """\
 Serves a page that compares runs: their curves over steps, tokens, FLOPs or time, their losses at equal compute, the
-differences of their configs, their samples and pictures, and a trained model's view of a text. Running runs are updated
-on the page.
+differences of their configs, their samples and pictures, and how a trained model reads a text. The page follows runs
+that are still running.
 
-RUN is last, a run id or its last six characters, the path of a run directory, or a sweep: all its runs. Without one, it
-shows the newest runs. It reads the runs' own files, below outputs/, and changes nothing; runs that are only in an
-MLflow store are read there (mlflow.db, or MLFLOW_TRACKING_URI)."""
+RUN is last, a run id or its last six characters, the path of a run directory, or a sweep, which stands for all its
+runs. Without RUN, the page shows the newest runs. The command reads the runs' own files, below outputs/, and changes
+nothing. Runs that are only in an MLflow store are read from there (mlflow.db, or MLFLOW_TRACKING_URI)."""
 
 EPILOG = """\
 Examples
@@ -29,7 +29,7 @@ The page can be reached from this machine only. --share listens on all interface
 random token, which every request needs; it opens no tunnel, so others must be able to reach this machine. --export
 needs no server: it writes one file for any browser, which loads nothing from a network.
 
-Exit codes: 0 done, 2 wrong input, 4 the file cannot be written, 130 interrupted."""
+Exit codes: 0 done, 2 wrong input, 4 the exported file cannot be written, 130 interrupted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="the address to listen on; any but the local one needs the token (127.0.0.1)",
+        help="the address to listen on; with any but the local one, requests need a token (127.0.0.1)",
     )
     parser.add_argument(
         "--export", type=Path, metavar="FILE.html", help="write the page into a file instead of serving it"
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.text is not None and options.export is None:
         parser.error("--text: needs --export FILE.html; on the page, type a text under Model")
     if options.export is not None and options.export.suffix not in (".html", ".htm"):
-        raise InputError(f"--export {options.export}: must be the name of a page, as in runs.html")
+        raise InputError(f"--export {options.export}: must end in .html, as in runs.html")
     try:
         import plotly  # noqa: F401
     except ImportError as error:

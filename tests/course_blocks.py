@@ -1,7 +1,7 @@
 """The Python blocks of docs/course: one program for all chapters, and what it must print.
 
 The blocks of a chapter go on from one another, its solutions included, and the chapters are independent. What a block
-prints stands in it behind `# >`, line by line.
+prints stands in it after `# >`, line by line.
 
     python tests/course_blocks.py        writes what is printed into the chapters, after a change of them
 """

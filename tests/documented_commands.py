@@ -262,7 +262,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 
 def check_both_curves(outcome: Outcome) -> None:
-    (difference,) = re.findall(r"largest difference of train/loss: (\S+) nats a token", outcome.said)
+    (difference,) = re.findall(r"largest difference of train/loss: (\S+) nats per token", outcome.said)
     assert float(difference) < 1e-4
     assert (the_sweep(outcome) / "comparison.png").read_bytes().startswith(PNG)
 

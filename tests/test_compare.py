@@ -90,7 +90,7 @@ def test_the_largest_difference_is_found_where_it_is(tmp_path: Path) -> None:
     (training,) = largest_differences(logs)
     assert (training.metric, training.step, training.value, training.steps) == ("train/loss", 2, 0.25, 3)
     assert difference_lines(logs) == [
-        "largest difference of train/loss: 0.25 nats a token, after step 2 (3 steps compared)"
+        "largest difference of train/loss: 0.25 nats per token, after step 2 (3 steps compared)"
     ]
 
 
@@ -157,7 +157,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         ["1", "-", "2", "FAILED"],
     ]
     assert printed[1].split()[-1] == f"outputs/runs/{better.name}"
-    assert "largest difference of train/loss: 3.5 nats a token, after step 2" in "\n".join(printed)
+    assert "largest difference of train/loss: 3.5 nats per token, after step 2" in "\n".join(printed)
     assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
 
 
@@ -165,7 +165,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     ("arguments", "says"),
     [
         (["nothing-of-this-name"], "there is no run 'nothing-of-this-name'"),
-        (["{run}", "--picture", "picture.pdf"], "must be the name of a PNG"),
+        (["{run}", "--picture", "picture.pdf"], "must end in .png"),
         (["{run}", "{root}"], "expected the directory of a run"),
     ],
 )

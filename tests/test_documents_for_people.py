@@ -563,7 +563,7 @@ def test_the_readme_is_short_and_quotes_what_stands_in_the_code() -> None:
 
 
 def test_each_measurement_has_its_command_beside_it() -> None:
-    """In the tables, in its row; elsewhere in its paragraph."""
+    """In its row: all of them stand in tables."""
     text = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
     tables = re.findall(r"^\| .+ with \|\n\|[-:|]+\|\n((?:\| .+ \|\n)+)", text, flags=re.MULTILINE)
     rows = [row for table in tables for row in table.splitlines()]

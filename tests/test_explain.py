@@ -219,6 +219,9 @@ def test_a_step_of_each_task_is_written_whole_and_is_autograds(task: str, archit
     assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= headings
     prose = re.sub(r"^```.*?^```", "", page, flags=re.M | re.S)
     assert not re.search(r"\{\w+\}", prose), "a fact that nobody has given"
+    if task != "translation":  # an encoder's head has a bias in every architecture, and is never tied
+        assert "`head.bias`" in page
+        assert not re.search(r"(?<!Blocks have )no biases(?! in the block)|There are no|tied", prose)
     outcomes = {
         "translation": "| begin le chat | **et** |",
         "classification": "| **blame** |",

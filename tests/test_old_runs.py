@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str])
     assert record["status"] == "FINISHED"
     said = f"code: unknown version, commit {COMMIT} then, {code_version()['version']}, commit "
     (line,) = [line for line in capsys.readouterr().err.splitlines() if said in line]
-    assert line.startswith("Another version resumes this run, and the same bits are promised within one only: ")
+    assert line.startswith("Another version resumes this run; bitwise the same results need the same version: ")
     (entry,) = record["resumes"]
     assert entry["previous_status"] == "KILLED"
     assert any(sentence.startswith(said) for sentence in entry["changed"]["made_with"])

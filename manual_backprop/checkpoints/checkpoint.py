@@ -26,6 +26,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,7 +75,7 @@ class Restorable(Protocol):
 
 
 class StatefulOptimizer(Protocol):
-    """Of `optim`: its state by name, where it lies."""
+    """An optimizer (`optim`) whose state is a mapping of names to tensors, not copied."""
 
     def state_views(self) -> dict[str, Tensor]: ...
 
@@ -190,13 +191,13 @@ class CheckpointManager:
         state: Mapping[str, Any] | None = None,
         optimizer: StatefulOptimizer | None = None,
     ) -> Path:
-        """Save a model, and the optimizer that trains it: what `model.network.adamw` or `sgd` returned.
+        """Save a model, and the optimizer that trains it: the one that `model.network.adamw` or `sgd` returned.
 
-        The checkpoint is named after `step`, None: the model's own count. `state` is JSON that the caller adds to the
-        model's. Raises InputError for what is no model, CheckpointError where `state` has a key of the model's,
-        StorageError as `save`.
+        The checkpoint is named after `step`, by default the model's own count. `state` is JSON that the caller adds to
+        the model's. Raises InputError if `model` is not a model or `optimizer` not one of a model, CheckpointError if
+        `state` has a key of the model's, and the errors of `save`.
         """
-        _check_restorable(model)
+        _check_restorable(model, optimizer)
         tensors, own = model.tensors_and_state()
         if taken := sorted(own.keys() & (state or {}).keys()):
             raise CheckpointError(f"state has {', '.join(taken)}, which the model writes itself: use another name")
@@ -210,16 +211,16 @@ class CheckpointManager:
         """Load a checkpoint (None: the latest) into `model`, and its moments into `optimizer`.
 
         Returns the checkpoint, whose `state` has what `save_checkpoint` was given. Raises InputError for what is no
-        model, CheckpointError for a checkpoint that is damaged, or of another network or optimizer: then neither model
-        nor optimizer is changed.
+        model or no optimizer of one, CheckpointError for a checkpoint that is damaged, or of another network or
+        optimizer: then neither model nor optimizer is changed.
         """
-        _check_restorable(model)
+        _check_restorable(model, optimizer)
         checkpoint = self.load(path)
         saved = checkpoint.tensors.get("optimizer", {})
-        if optimizer is not None and saved.keys() != optimizer.state_views().keys():
+        if optimizer is not None and _shapes(saved) != _shapes(optimizer.state_views()):
             raise CheckpointError(
                 f"{checkpoint.path} holds {'the state of another optimizer' if saved else 'no optimizer'}: expected "
-                "what save_checkpoint writes where it is given this one"
+                "a checkpoint that save_checkpoint wrote with this optimizer"
             )
         model.restore(checkpoint)
         if optimizer is not None:
@@ -242,10 +243,16 @@ class CheckpointManager:
 
         `tensors` are groups of named tensors on any device, which may be views of one buffer; `state` is JSON; `best`
         compares `metric`; `files` are copied under their own names. Raises StorageError, for example on a full disk,
-        and then leaves everything as it was. A different checkpoint of the same step is moved to `superseded/`.
+        and InputError for a state that is not JSON and a metric that is not a number; both leave everything as it was.
+        A different checkpoint of the same step is moved to `superseded/`.
         """
         files = [Path(file) for file in files]
         target = self.directory / checkpoint_name(step)
+        finite = _finite(metric)
+        content: dict[str, Any] = {"version": VERSION, "step": index(step), "metric": finite, "state": dict(state)}
+        if (metric_name, higher_is_better) != (METRIC, False):
+            content |= {"metric_name": metric_name, "higher_is_better": higher_is_better}
+        text = _as_json(content)
         with storage_errors(f"save checkpoint {target}"):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
@@ -258,11 +265,7 @@ class CheckpointManager:
                     _write_tensors(staging / f"{_plain_name(group)}.safetensors", named)
                 for file in files:
                     shutil.copyfile(file, staging / _plain_name(file.name))
-                finite = float(metric) if metric is not None and math.isfinite(metric) else None
-                content: dict[str, Any] = {"version": VERSION, "step": step, "metric": finite, "state": dict(state)}
-                if (metric_name, higher_is_better) != (METRIC, False):
-                    content |= {"metric_name": metric_name, "higher_is_better": higher_is_better}
-                (staging / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                (staging / STATE).write_text(text, encoding="utf-8")
                 manifest = _manifest_of(staging)
                 if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == manifest:
                     shutil.rmtree(staging)
@@ -347,18 +350,52 @@ class CheckpointManager:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _check_restorable(model: object) -> None:
-    if not hasattr(model, "restore") or not hasattr(model, "tensors_and_state"):
+def _check_restorable(model: object, optimizer: object) -> None:
+    if isinstance(model, type) or not hasattr(model, "restore") or not hasattr(model, "tensors_and_state"):
         raise InputError(
             f"model is a {type(model).__name__}; expected a wrapper such as CustomTransformerWrapper. Put a network "
             "into one, or save tensors of any kind with `save`."
         )
+    if optimizer is not None and not hasattr(optimizer, "state_views"):
+        raise InputError(
+            f"optimizer is a {type(optimizer).__name__}; expected what `model.network.adamw` or `sgd` returned. Save "
+            "tensors of any kind with `save`."
+        )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _finite(metric: float | None) -> float | None:
+    """The metric; None if there is none or it is not finite."""
+    if metric is None:
+        return None
+    try:
+        number = float(metric)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last one is torch's, of several elements
+        raise InputError(f"metric={metric!r:.80}: expected one number, or a tensor of one element") from error
+    return number if math.isfinite(number) else None
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=1) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"state is not JSON ({error}); expected numbers, text, None, and lists and mappings of these. A number in "
+            "a tensor is tensor.item()."
+        ) from error
 
 
 def checkpoint_name(step: int) -> str:
-    if step < 0:
-        raise CheckpointError(f"step={step}: a checkpoint counts completed optimizer steps, at least 0")
-    return f"step-{step:06d}"
+    try:
+        completed = index(step)  # of numpy and torch, too
+    except TypeError:
+        completed = -1
+    if completed < 0:
+        raise CheckpointError(f"step={step!r}: a checkpoint counts completed optimizer steps, a whole number from 0 on")
+    return f"step-{completed:06d}"
 
 
 def step_of(path: Path) -> int:

@@ -75,7 +75,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def refuse_used(target: Path) -> None:
-    """Raises InputError unless `target` can become a new folder."""
+    """Raises InputError unless `target` is absent or an empty folder, and StorageError if it cannot be read."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(f"{target} exists already and is not a folder: name another one")
     with storage_errors(f"read {target}"):
@@ -85,7 +85,8 @@ def refuse_used(target: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A hidden staging folder beside `target`. It is renamed to `target` at the end, or deleted after an exception."""
+    """A hidden staging folder beside `target`. It is renamed to `target` at the end, or deleted after an exception.
+    Raises InputError if `target` is a file or holds files, and StorageError."""
     refuse_used(target)
     target = target.absolute()
     staging = target.with_name(f".{target.name}.staging-{os.getpid()}-{uuid.uuid4().hex[:6]}")
@@ -101,7 +102,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(staged: Path, target: Path) -> None:
-    """Sync a complete folder to the disk and rename it to `target`, which must be absent or an empty folder."""
+    """Sync a complete folder to the disk and rename it to `target`, which must be absent or an empty folder. Raises
+    OSError."""
     for path in staged.rglob("*"):
         sync_directory(path) if path.is_dir() else sync_file(path)
     sync_directory(staged)

@@ -1,4 +1,4 @@
-"""The outermost frame of every command: the only place that turns exceptions into exit codes (DESIGN.md, 7)."""
+"""The outermost frame of every command: the only place that turns exceptions into exit codes (`errors.py`)."""
 
 from __future__ import annotations
 

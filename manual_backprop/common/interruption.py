@@ -64,7 +64,7 @@ class Interruption:
             return
         self.received = number
         if not self._deferred:
-            self.raise_if_received("nothing was trained yet, so there was nothing to save.")
+            self.raise_if_received("no step was made, so there was nothing to save.")
 
 
 def _not_ignored() -> list[signal.Signals]:

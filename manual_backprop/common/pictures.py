@@ -31,7 +31,7 @@ def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
     """Decorator of a function that draws and saves a picture. It returns whether the picture was saved.
 
     The function draws with matplotlib's default settings, not the user's. An unexpected exception is logged as one
-    warning, and the run goes on; a ManualBackpropError, such as a full disk, is raised.
+    warning, and the run continues; a ManualBackpropError, such as a full disk, is raised.
     """
 
     @functools.wraps(draw)

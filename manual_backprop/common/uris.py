@@ -1,7 +1,7 @@
 """Conversion between paths and URIs. Nothing else in the package converts them.
 
-A path may hold every character but NUL. In a URI `#`, `?` and `%` have a meaning, and MLflow and SQLAlchemy parse URIs
-in different ways, so there is a function for each case.
+A path may contain every character but NUL. In a URI `#`, `?` and `%` have a meaning, and MLflow and SQLAlchemy parse
+URIs in different ways, so there is a function for each case.
 """
 
 import importlib.metadata
@@ -31,8 +31,8 @@ def path_of(uri: str) -> Path | None:
 def sqlite_uri(database: Path) -> str:
     """The URI with which MLflow, through SQLAlchemy, opens this SQLite file and creates nothing else.
 
-    MLflow creates the folder named after `sqlite:///`, without decoding it, but no folder for `sqlite+pysqlite:///`.
-    SQLAlchemy decodes a database's name since version 2.1.
+    For `sqlite:///PATH`, MLflow creates the folder of PATH without decoding it; for `sqlite+pysqlite:///PATH` it
+    creates none. From version 2.1 on, SQLAlchemy decodes PATH.
     """
     path = str(database.absolute())
     if not set(path) & set("%?"):
@@ -56,8 +56,8 @@ def sqlite_database(uri: str) -> tuple[bool, Path | None]:
 
 
 def store_uri(given: str) -> str:
-    """The URI for a given MLFLOW_TRACKING_URI. A path to a database means that database; MLflow itself would look for
-    a folder of that name."""
+    """The URI to use for a given MLFLOW_TRACKING_URI. The path of a database becomes the URI of that database; MLflow
+    itself would look for a folder of that name."""
     is_file = given.startswith("file:")
     path = path_of(given) if is_file else None if "://" in given else Path(os.path.expanduser(given))
     if path is not None and (path.suffix in DATABASES or path.is_file()):

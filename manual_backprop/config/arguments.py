@@ -15,7 +15,7 @@ from manual_backprop.config.rules import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises InputError where argparse would print its usage and exit."""
+    """Raises InputError; argparse would print its usage and exit."""
 
     def __init__(self, command: str, description: str, epilog: str):
         super().__init__(

@@ -96,7 +96,7 @@ class Composer:
     def parse(self, line: str) -> Override:
         """The parsed override. Raises HydraException or ValueError if the line is not one.
 
-        A key that holds text keeps its value as it was typed, as if quoted: `resume=12e345` is no number.
+        A key that holds text keeps its value as it was typed, as if quoted: `resume=12e345` is not a number.
         """
         override = self.parser.parse_overrides([line])[0]
         if not is_choice(key := override.key_or_group) and not is_text(key):
@@ -115,7 +115,7 @@ class Composer:
         return _Typed(self.parser.functions).visit(parser.override())._value
 
     def options(self, group: str) -> list[str]:
-        """The options of a group: models sorted by size, experiments by name, others in the order of their rule."""
+        """A group's options: models sorted by size, experiments by name, others in the order of the rule's choices."""
         if group not in self.listed:
             self.listed[group] = self._options(group)
         return self.listed[group]
@@ -158,6 +158,7 @@ class Composer:
 
 @contextmanager
 def composer() -> Iterator[Composer]:
+    """A Composer of `conf/` and `experiments/`, while Hydra is initialized for it."""
     find_experiments()
     with initialize_config_dir(str(shipped_folder("conf")), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
@@ -192,7 +193,7 @@ def refuse_resolvers(composed: DictConfig) -> None:
             pending += [(key, inner) for inner in value]
         elif isinstance(value, str) and _RESOLVER.search(value):
             violations.append(
-                f"{key}={shown(value)}: only another key can be referred to, as in ${{model.d_model}}; give the value "
+                f"{key}={shown(value)}: a value can refer only to a key, as in ${{model.d_model}}; give the value "
                 'itself (the shell fills in "$HOME")'
             )
     if violations:
@@ -209,7 +210,7 @@ def missing_extra(text: str) -> str | None:
 
 
 def in_words(error: BaseException) -> str:
-    """The message of Hydra or OmegaConf in one line, with the key; its later lines describe their internals."""
+    """The message of Hydra or OmegaConf in one line, with the key. Its later lines, about internals, are left out."""
     cause: BaseException | None = error
     while cause is not None:
         message = str(getattr(cause, "msg", None) or cause).strip()

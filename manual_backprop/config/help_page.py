@@ -37,7 +37,7 @@ MOST_USED = (
 )
 
 WIDTH = 118  # columns
-BASIC = {
+BASIC = {  # Hydra's own options `basic`, which have no file in conf/
     "hydra/launcher": "one job after the other",
     "hydra/sweeper": "every combination of the given values",
 }
@@ -53,7 +53,7 @@ EXAMPLES = (
 
 
 def first_comment(path: Path) -> str:
-    """The first comment of a file of `conf/` or `experiments/`, which describes it."""
+    """The first comment of a file of `conf/` or `experiments/`, which describes it; "" if it has none."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and not line.startswith("# @"):
             return line[2:].strip()
@@ -67,7 +67,7 @@ def _choices(group: str, options: list[str], chosen: str, folder: Path) -> list[
     for option in options:
         path = folder / f"{option}.yaml"
         about = first_comment(path) if path.exists() else BASIC.get(group, "from the folder given with --config-dir")
-        head = "" if lines else group
+        head = group if not lines else ""  # on the first line only
         lines += _wrapped(f"  {head:<15}{'*' if chosen == option else ' '} {option:<{width}} ", about)
     return lines
 

@@ -46,7 +46,7 @@ class Architecture:
     positions: str  # learned: a trained table; sinusoidal: a fixed one; rotary: queries and keys are rotated
     biases: bool  # whether linear layers have biases
     tied_head: bool  # whether a decoder's vocabulary projection is its token embedding
-    tied_head_of_pair: bool  # the same for an encoder-decoder
+    tied_head_of_pair: bool  # the same for the decoder of an encoder-decoder
     scaled_embedding: bool  # whether token embeddings are multiplied by sqrt(d_model)
     activation: str  # the default; swiglu needs a third matrix, and only llama has it
 
@@ -69,7 +69,7 @@ ARCHITECTURES = {
         activation="gelu_tanh",
     ),
     # Vaswani et al. 2017, "Attention Is All You Need", 3.1-3.5: the encoder-decoder is the paper's, with one table
-    # for sources, targets and head (3.4); the decoder alone has no cross-attention and a head of its own
+    # for sources, targets and head (3.4); a decoder alone has no cross-attention, and its head is not tied
     "vaswani": Architecture(
         pre_norm=False,
         norm="layer",
@@ -107,7 +107,9 @@ def accepts_mapping(cls: type[Config]) -> type[Config]:
             of_fields(self, *values, **fields)
             return
         if values[1:] or fields:
-            raise ConfigError([f"{', '.join(fields) or 'values'}: given beside a mapping; put them into it"])
+            raise ConfigError(
+                [f"{', '.join(fields) or 'values'}: given together with a mapping; put them into the mapping"]
+            )
         names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
         unknown = [str(key) for key in values[0] if key not in names]
         meant = {key: nearest(key, names) for key in unknown}
@@ -157,7 +159,7 @@ class CustomTransformerConfig:
     kernels: str = "reference"  # or fused: the fast pairs
     device: str = "cpu"  # cpu, cuda, cuda:1 or auto
     seed: int = 0  # of the initial weights and of dropout
-    recompute: str = "none"  # activations that backward recomputes: none, or block, all but each block's input
+    recompute: str = "none"  # what backward recomputes: none, or block: all activations except each block's input
     network: str = "decoder"  # decoder, encoder or encoder_decoder
     n_encoder_blocks: int | None = None  # blocks of the encoder; None: n_blocks
     positions: str | None = None  # none, learned, sinusoidal or rotary; None: the architecture's own
@@ -179,11 +181,11 @@ class CustomTransformerConfig:
         raise ConfigError([f"{given!r}: expected a {cls.__name__}, or a mapping as in {{'vocab_size': 257}}"])
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a key, or `default` where there is no such key."""
+        """The value of a key, or `default` if there is no such key."""
         return getattr(self, name) if name in self.__dataclass_fields__ else default
 
     def get_device(self) -> torch.device:
-        """Where the network is: of `auto`, a GPU if there is one."""
+        """The device of the network; for `auto`, a GPU if there is one."""
         import torch
 
         name = self.device
@@ -194,13 +196,13 @@ class CustomTransformerConfig:
         return torch.device(name)
 
     def get_dtype(self) -> torch.dtype:
-        """The number format of the parameters."""
+        """The dtype of the parameters."""
         import torch
 
         return {"fp64": torch.float64, "bf16": torch.bfloat16}.get(self.precision, torch.float32)
 
     def get_compute_dtype(self) -> torch.dtype:
-        """The number format of the inputs of matrix products."""
+        """The dtype of the inputs of matrix products."""
         import torch
 
         mixed = {"bf16_mixed": torch.bfloat16, "fp16_mixed": torch.float16}
@@ -208,7 +210,7 @@ class CustomTransformerConfig:
 
     @property
     def traits(self) -> Architecture:
-        """What makes its architecture: norm, positions, activation, biases."""
+        """The traits of its architecture: norm, positions, activation, biases."""
         return ARCHITECTURES[self.architecture]
 
     @property
@@ -260,7 +262,7 @@ class CustomTransformerConfig:
 
     @property
     def base(self) -> float:
-        """The base of the rotary angles."""
+        """The base of the rotary frequencies."""
         return ROTARY_BASE if self.rotary_base is None else self.rotary_base
 
     def violations(self) -> list[str]:
@@ -341,7 +343,7 @@ class CustomTransformerConfig:
             elif value is not None and self.network not in kinds:
                 found.append(f"{name}={value}: belongs to network={' or '.join(kinds)}, and this is {self.network}")
         if self.network == "encoder" and self.n_outputs is None:
-            found.append("n_outputs=null: an encoder needs to know how many classes, or numbers, it answers with")
+            found.append("n_outputs=null: an encoder needs the number of classes, or of numbers, that it predicts")
         found += positions_violations(self.architecture, self.positions)
         return found
 
@@ -354,7 +356,7 @@ def architecture_violations(
     if activation not in (None, traits.activation) and "swiglu" in (activation, traits.activation):
         others = ", ".join(word for word in ACTIVATIONS if word != "swiglu")
         known = "swiglu" if traits.activation == "swiglu" else others
-        found.append(f"activation={activation}: architecture={name} knows {known}")
+        found.append(f"activation={activation}: architecture={name} supports {known}")
     if traits.positions != "rotary" and n_kv_heads not in (None, n_heads):
         found.append(
             f"n_kv_heads={n_kv_heads}: architecture={name} has as many as n_heads={n_heads}; leave it null, or use "
@@ -363,7 +365,7 @@ def architecture_violations(
     elif n_kv_heads is not None and (not isinstance(n_kv_heads, int) or n_kv_heads < 1 or n_heads % n_kv_heads):
         divisors = [str(d) for d in range(1, n_heads + 1) if n_heads % d == 0]
         found.append(
-            f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}, since each is shared by equally many; use "
+            f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}, since each serves equally many query heads; use "
             f"{' or '.join(divisors[-4:])}, or null for n_heads"
         )
     if traits.positions == "rotary" and d_model // n_heads % 2:
@@ -375,13 +377,13 @@ def architecture_violations(
 
 
 def positions_violations(architecture: str, positions: str | None) -> list[str]:
-    """One sentence if the architecture does not support these positions: rotary ones need an architecture with them."""
+    """One sentence if the architecture does not support these positions: only llama has rotary ones."""
     known = (
         ("rotary", "none") if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal", "none")
     )
     if positions is None or positions in known:
         return []
-    return [f"positions={positions}: architecture={architecture} can have {', '.join(known)}"]
+    return [f"positions={positions}: architecture={architecture} supports {', '.join(known)}"]
 
 
 def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:

@@ -1,7 +1,7 @@
-"""Settings of other programs that are more than another name for a key: a flag that is a value here, a setting of
-another command, one without a counterpart.
+"""Settings of other programs that are not just another name for a key: flags that are values here, settings of another
+command, settings without a counterpart.
 
-Other names for a key (`n_layer` for `model.n_blocks`) are in `rules.py`, SYNONYMS and ELSEWHERE. The tables of
+Other names for a key (`n_layer` for `model.n_blocks`) are in `rules.py`, SYNONYMS and GROUP_SYNONYMS. The tables of
 docs/guide/coming_from.md show all of them, and tests/config/test_coming_from.py compares.
 """
 
@@ -44,41 +44,41 @@ INSTEAD = {
     "wandb_log=true": "tracking=mlflow",
 }
 
-_IN_PROCESS = "batches are made in the run's own process, from tokens in memory-mapped files"
+_IN_PROCESS = "batches are prepared in the run's own process, from memory-mapped files of tokens"
 _BY_DEVICE = "processes exchange gradients by NCCL on GPUs and by gloo on CPUs"
-_CONVERTED = "convert from-hf makes a folder of it, which init_from takes"
-# The same: why nothing is to be typed.
-WITHOUT = {
+_CONVERTED = "convert from-hf writes a folder that init_from reads"
+# NAME=VALUE or NAME, likewise: why there is nothing to type.
+NOT_NEEDED = {
     "always_save_checkpoint": "the newest checkpoints and the best one are always kept",
     "backend=gloo": _BY_DEVICE,
     "backend=nccl": _BY_DEVICE,
     "dataloader_num_workers": _IN_PROCESS,
     "ddp_backend": _BY_DEVICE,
     **dict.fromkeys((f"init_from={name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")), _CONVERTED),
-    "init_from=scratch": "a run begins with new weights where init_from is left out",
+    "init_from=scratch": "a run starts from new weights if init_from is left out",
     "load_best_model_at_end": "the best checkpoint is always kept, and evaluate, generate and chat read it",
     "metric_for_best_model": "the task says which metric chooses the best checkpoint",
     "num_nodes": "torchrun starts the processes of several machines",
     "num_workers": _IN_PROCESS,
     "pin_memory": _IN_PROCESS,
-    "push_to_hub": "convert to-hf writes a folder that hf upload takes",
+    "push_to_hub": "convert to-hf writes a folder for hf upload",
     "strategy": "device.processes, or torchrun, says how many processes share a training",
 }
 
 
 def known_elsewhere(name: str, value: str | None) -> str | None:
-    """The end of a sentence about an unknown setting: what to type instead, or why nothing is to be typed.
+    """The end of a sentence about an unknown setting: what to type instead, or why there is nothing to type.
 
     None if the setting is not one of these. `value` is None for a flag without a value.
     """
     plain = name.lower().replace("-", "_")
     text = "true" if value is None else value.lower()
     parts = plain.split(".")
-    for first in range(len(parts)):  # of callbacks.early_stopping.patience all, the last two, the last
+    for first in range(len(parts)):  # a.b.c, then b.c, then c
         last = ".".join(parts[first:])
         for setting in (f"{last}={text}", last):
             if setting in INSTEAD:
                 return f"; did you mean {INSTEAD[setting]}?"
-            if setting in WITHOUT:
-                return f"; {WITHOUT[setting]}"
+            if setting in NOT_NEEDED:
+                return f"; {NOT_NEEDED[setting]}"
     return None

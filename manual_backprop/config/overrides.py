@@ -128,14 +128,14 @@ class OverrideReader:
             return None
 
     def _option(self, name: str) -> str | None:
-        """GROUP=NAME, if an option of a group has this name, or other libraries call an option so."""
+        """GROUP=NAME, if `name` or its synonym here is an option of a group."""
         for spelling in (name, SYNONYMS.get(name.lower(), "")):
             if spelling and (group := next((one for one in groups() if spelling in self.composer.options(one)), None)):
                 return f"{group}={spelling}"
         return None
 
     def _meant_by_option(self, name: str, value: str | None) -> str | None:
-        """KEY=VALUE for an argument in the style of other programs, --NAME VALUE."""
+        """KEY=VALUE for an argument --NAME VALUE, as other programs have it."""
         if value is None:
             return self._option(name) or _example(name)
         meant = suggestion(name) if name else None
@@ -198,7 +198,7 @@ class OverrideReader:
         if key.startswith("hydra.sweeper.params"):
             self.report.add(
                 f"{line}: give the values of a sweep as overrides, as in -m seed=1,2,3; hydra.sweeper.params belongs "
-                "into an experiment's file"
+                "in an experiment's file"
             )
             return None
         if key in FIXED_BY_CONFIG:
@@ -295,7 +295,7 @@ def _with_their_values(arguments: Sequence[str]) -> list[str]:
 
 
 def _may_be(key: str, text: str) -> bool:
-    """Whether a key can have this value, which is taken as a number if it is one."""
+    """Whether a key can have this value; a text that is a number counts as a number."""
     value: str | float = text
     with suppress(ValueError):
         value = float(text)

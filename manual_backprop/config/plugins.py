@@ -1,7 +1,7 @@
-"""Plugins: modules outside the package that add tasks, objectives and activations that a config can name.
+"""Plugins: modules outside the package that add tasks, objectives and activations, which a config can then name.
 
-Only modules that the command line names with `--plugin` are imported; a program of the user's imports its own. A run's
-config records their names for resuming, but nothing is ever imported because a file names it.
+The commands import only modules that the command line names with `--plugin`; a program that uses the library imports
+its own. A run's config records their names for resuming, but no module is imported because a file names it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.rules import shown
 
 HELP = "a module, or a file, with tasks, objectives or activations of your own; may be given several times"
-_loaded: dict[str, str] = {}  # name of the module -> the argument of --plugin
+_loaded: dict[str, str] = {}  # module name -> argument of --plugin
 
 
 def load_plugins(given: Sequence[str]) -> None:
-    """Import plugins: modules, also from the working directory, or files. Raises InputError."""
+    """Import plugins, given as module names (installed, or in the working directory) or as paths of files. Raises
+    InputError."""
     for one in given:
         folder = Path(one).expanduser().resolve().parent if one.endswith(".py") else Path.cwd()
         if one.endswith(".py") and not Path(one).expanduser().is_file():
-            raise InputError(f"--plugin {one}: there is no such file, seen from {Path.cwd()}")
+            raise InputError(f"--plugin {one}: there is no such file (working directory: {Path.cwd()})")
         name = name_of(one)
         if name in _loaded:
             continue
@@ -37,7 +38,7 @@ def load_plugins(given: Sequence[str]) -> None:
                 raise InputError(f"--plugin {one}: needs {error.name}, which is not installed") from error
             raise InputError(
                 f"--plugin {one}: there is no such module; give one that is installed or is in the working "
-                "directory, as in my_package.my_task, or the path of a file that ends in .py"
+                "directory, as in my_package.my_task, or the path of a .py file"
             ) from error
         finally:
             with suppress(ValueError):
@@ -61,7 +62,7 @@ def given_plugins() -> tuple[str, ...]:
 
 
 def missing_plugins(saved: Any) -> list[str]:
-    """One sentence if a run's config names plugins that are not loaded, else an empty list."""
+    """One sentence if a run's config names plugins that are not loaded, otherwise none. `saved` is its key plugins."""
     named = saved if isinstance(saved, list | tuple) else []
     missing = [str(name) for name in named if name not in _loaded]
     if not missing:
@@ -76,7 +77,7 @@ def missing_plugins(saved: Any) -> list[str]:
 def add_name(name: str, names: list[str], what: str) -> None:
     """Append a new name to `names`. Raises ConfigError if it is not an identifier or is taken."""
     if not name.isidentifier():
-        raise ConfigError([f"{what} {name!r}: a name has letters, digits and _, and begins with a letter"])
+        raise ConfigError([f"{what} {name!r}: a name has letters, digits and _, and does not begin with a digit"])
     if name in names:
         raise ConfigError([f"{what} {name}: the name is taken; choose another than {', '.join(names)}"])
     names.append(name)

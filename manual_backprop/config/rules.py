@@ -14,7 +14,7 @@ from typing import Any
 from ..common.plain_text import visible
 
 LONGEST_TAG_NAME = 250  # MLflow's limit
-# Names in other libraries and papers -> names here.
+# Names of keys and values in other libraries and papers -> names here.
 SYNONYMS = {
     "16": "fp16_mixed",
     "16-mixed": "fp16_mixed",
@@ -181,7 +181,7 @@ SYNONYMS = {
     "weight_decay_rate": "weight_decay",
 }
 
-# Names of other programs' options -> groups here, or one of several keys with the same name.
+# Names of other programs' options -> groups here, or a full key where several keys have the same last name.
 GROUP_SYNONYMS = {
     "accelerator": "device",
     "amp": "precision",
@@ -254,7 +254,7 @@ GROUP_SYNONYMS = {
     "wandb_run_name": "run_name",
 }
 
-LARGEST = 1e30  # no setting needs more, and much larger numbers overflow in 32 bits
+LARGEST = 1e30  # no setting needs more, and numbers above 3.4e38 overflow in fp32
 
 
 def nearest(name: str, choices: list[str]) -> str | None:
@@ -314,11 +314,11 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number between two bounds."""
+    """A finite number within bounds."""
 
-    minimum: float | None = None
-    above: float | None = None
-    below: float | None = None
+    minimum: float | None = None  # value >= minimum
+    above: float | None = None  # value > above
+    below: float | None = None  # value < below
     optional: bool = False
 
     def read(self, value: Any) -> float | None:
@@ -365,11 +365,11 @@ class Word:
 
 @dataclass(frozen=True)
 class Text:
-    """Some text. A whole number becomes its digits: `run_name=7` gives a number."""
+    """Some text. A whole number becomes its digits, since YAML reads `run_name=7` as a number."""
 
     optional: bool = False
     maximum: int = 4096  # [characters]
-    forbidden: str = ""
+    forbidden: str = ""  # characters
 
     def read(self, value: Any) -> str | None:
         if value is None and self.optional:
@@ -381,7 +381,7 @@ class Text:
         if not isinstance(value, str):
             raise ValueError("must be text")
         if not value.strip():
-            raise ValueError("must not be empty" + ("; for none, say null" * self.optional))
+            raise ValueError("must not be empty" + ("; use null for none" * self.optional))
         if not value.isprintable() or any(character in value for character in self.forbidden):
             raise ValueError(
                 "must be printable characters" + (f" without {' '.join(self.forbidden)}" * bool(self.forbidden))
@@ -417,7 +417,7 @@ class FlagOrAuto:
 
 @dataclass(frozen=True)
 class Share:
-    """A share between 0 and 1, a name, or null."""
+    """A share between 0 and 1 of a split, the name of another split, or null."""
 
     optional: bool = True
 
@@ -441,7 +441,7 @@ class Betas:
         try:
             first, second = (Number(minimum=0, below=1).read(item) for item in value)
         except ValueError as error:
-            raise ValueError(f"both {error}") from None
+            raise ValueError(f"each {error}") from None
         assert first is not None
         assert second is not None
         return first, second
@@ -457,15 +457,13 @@ class Texts:
         if value is None and self.optional:
             return None
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-            raise ValueError(
-                "must be a list of texts that are not empty, as in ['Return ','The ']" + ", or null" * self.optional
-            )
+            raise ValueError("must be a list of nonempty texts, as in ['Return ','The ']" + ", or null" * self.optional)
         return tuple(value)
 
 
 @dataclass(frozen=True)
 class Words:
-    """Some names of a list, each at most once; null for none of them."""
+    """One or more of the choices, each at most once; null for none of them."""
 
     choices: tuple[str, ...]
     optional: bool = True
@@ -482,13 +480,13 @@ class Words:
                 hint = f"; did you mean {meant}?" if meant else ""
                 raise ValueError(f"{shown(word)} is none of {', '.join(self.choices)}{hint}")
         if len({*words}) < len(words):
-            raise ValueError("names one of them twice")
+            raise ValueError("must not name one of them twice")
         return tuple(words)
 
 
 @dataclass(frozen=True)
 class Tags:
-    """Names with values, as text. MLflow stores them and allows only some characters in a name."""
+    """Names and their values, which become text. MLflow stores them and allows only some characters in a name."""
 
     optional: bool = False
 
@@ -499,10 +497,10 @@ class Tags:
         for name, text in value.items():
             if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-./ " for c in name):
                 raise ValueError(f"tag names have letters, digits and _ - . / only; {shown(name)} has others")
-            if posixpath.normpath(name) != name or name.startswith(("..", "/")) or name == ".":  # as MLflow has it
+            if posixpath.normpath(name) != name or name.startswith(("..", "/")) or name == ".":  # MLflow's own rule
                 raise ValueError(
-                    f"MLflow takes no tag name with // or with a / at an end, with . or .. as a part, or with .. at "
-                    f"its beginning, as {shown(name)}"
+                    f"a tag name must not begin or end with /, begin with .., contain //, or have . or .. as a part; "
+                    f"MLflow rejects {shown(name)}"
                 )
             if len(name) > LONGEST_TAG_NAME:
                 raise ValueError(

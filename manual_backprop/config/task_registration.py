@@ -22,11 +22,12 @@ def add_task(
 ) -> None:
     """Add the option task=NAME. Raises ConfigError.
 
-    `network` is its default network, `datasets` what it can use (("none",): it makes its own examples), `tokenizer` its
-    default tokenizer (None: it reads no text). `settings` are its own keys, task.KEY: (rule, default, meaning).
+    `network` is its default network, `datasets` those that it can use (("none",): it makes its own examples),
+    `tokenizer` its default tokenizer (None: it reads no text). `settings` are its own keys, task.KEY: (rule, default,
+    meaning).
     """
-    before = validation.groups()["task"]
-    known = {key.name for key in fields(before)}
+    base = validation.groups()["task"]  # the dataclass of the keys of all tasks so far
+    known = {key.name for key in fields(base)}
     if taken := sorted(known & set(settings)):
         raise ConfigError([f"task {name}: task.{taken[0]} is a key already; choose another name"])
     add_name(name, schema.TASK_NAMES, "task")
@@ -34,7 +35,7 @@ def add_task(
     if tokenizer is not None:
         task_rules.DEFAULT_TOKENIZER[name] = tokenizer
     keys = [(key, Any, schema.setting(rule, about, only_for=(name,))) for key, (rule, _, about) in settings.items()]
-    schema.RunConfig.__annotations__["task"] = make_dataclass(before.__name__, keys, bases=(before,), frozen=True)
+    schema.RunConfig.__annotations__["task"] = make_dataclass(base.__name__, keys, bases=(base,), frozen=True)
     validation.groups.cache_clear()
     validation.keys.cache_clear()
     content: dict[str, Any] = {"name": name} | {key: value for key, (_, value, _) in settings.items()}

@@ -1,5 +1,8 @@
-"""Rules between a task and the other keys. `validation.py` calls each check if the keys that it needs are valid by
-themselves."""
+"""Rules between a task and the other keys of a config.
+
+`validation.py` calls each function of CHECKS with the values of its keys, if each of them is valid by itself. It
+returns one sentence for each violation.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,16 @@ from manual_backprop.config.schema import (
     SERIES,
 )
 
-FEWEST_ROWS = 200  # a task needs this many different sequences, so that each split gets some
-# For each task: the datasets that it can use, the default first
+FEWEST_ROWS = 200  # a task that draws sequences needs this many different ones, so that each split gets some
+# The datasets that each task can use, the default first
 DATASETS = {
     "language_model": ("python_docs", "text", *FILES, "pretokenized", *HUB),
     "translation": PAIRS,
     "forecasting": SERIES,
     "classification": LABELLED,
 } | dict.fromkeys(SEQUENCES, ("none",))
-DEFAULT_TOKENIZER = dict.fromkeys(
-    ("language_model", "translation", "classification"), "bpe"
-)  # tasks that read texts; the others have no tokenizer
+# For the tasks that read texts; the others have no tokenizer
+DEFAULT_TOKENIZER = dict.fromkeys(("language_model", "translation", "classification"), "bpe")
 
 
 def sequence_vocabulary(symbols: int, network: str) -> int:
@@ -43,7 +45,7 @@ def longest_row(max_length: int, network: str) -> int:
     return 2 * max_length + 1 if network == "decoder" else max_length + 1
 
 
-def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
+def the_data_suit_the_task(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
     """A task needs a dataset of its kind, or makes its own examples; a task that reads texts needs a tokenizer."""
     found, datasets, usual = [], DATASETS[task], DEFAULT_TOKENIZER.get(task)
     if dataset not in datasets:
@@ -63,7 +65,10 @@ def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: st
     return found
 
 
-def no_text_is_cut(task: str, subset_size: Any, validation: Any, max_length: Any, on_bad_row: str) -> list[str]:
+def own_examples_have_no_dataset(
+    task: str, subset_size: Any, validation: Any, max_length: Any, on_bad_row: str
+) -> list[str]:
+    """A task that makes its own examples takes no settings of a dataset."""
     given = {"subset_size": subset_size, "validation": validation, "max_length": max_length}
     given |= {"on_bad_row": None if on_bad_row == "error" else on_bad_row}
     instead = {"subset_size": "training_rows", "validation": "validation_rows", "max_length": "max_length"}
@@ -87,24 +92,21 @@ def pairs_are_not_cut(task: str, max_length: Any) -> list[str]:
 def pairs_have_two_columns(name: str, source: str | None, target: str | None) -> list[str]:
     if name != "pairs":
         return []
-    found = []
-    if (source or "source") == (target or "target"):
-        found.append(
-            f"dataset.target_column={shown(target)}: is the column of the sources; name another one for the targets"
-        )
-    return found
+    if (source or "source") != (target or "target"):
+        return []
+    return [f"dataset.target_column={shown(target)}: is the column of the sources; name another one for the targets"]
 
 
 def files_have_a_format(
     name: str, path: str | None, form: str | None, split: str | None, config: str | None, revision: str | None
 ) -> list[str]:
-    """The rules for a user's own dataset, in files of several formats or on the hub."""
+    """The settings of a dataset of the user's own must suit its format: a file, a saved dataset, or one of the hub."""
     known = {"pairs": PAIR_FORMATS, "labelled": LABELLED_FORMATS}.get(name)
     if known is None:
         return []
     found = []
     if form is not None and form not in known:
-        found.append(f"dataset.format={form}: dataset={name} can have {', '.join(known)}")
+        found.append(f"dataset.format={form}: dataset={name} supports {', '.join(known)}")
     if form not in ("saved", "hub") and split not in (None, "train"):
         found.append(
             f"dataset.split={shown(split)}: only dataset.format=saved or hub has splits; leave it out, or give the file"
@@ -158,11 +160,11 @@ def rows_have_a_length(task: str, least: int | None, most: int | None, symbols: 
     if task not in SEQUENCES or least is None or most is None or symbols is None:
         return []
     if least > most:
-        return [f"task.min_length={least}: must not be above task.max_length={most}"]
+        return [f"task.min_length={least}: must be at most task.max_length={most}"]
     if most < 60 and (rows := sum(symbols**length for length in range(least, most + 1))) < FEWEST_ROWS:
         return [
-            f"task.max_length={most}: there are only {rows} rows of {least} to {most} of {symbols} symbols, too few to "
-            "keep some for the test; use longer rows, or more task.symbols"
+            f"task.max_length={most}: only {rows} different rows have {least} to {most} of {symbols} symbols, too few "
+            "for a test split; use longer rows, or more task.symbols"
         ]
     return []
 
@@ -193,7 +195,7 @@ def only_a_language_model_has_initial_weights(task: str, init_from: str | None) 
         return []
     return [
         f"init_from={shown(init_from)}: starts from a language model and its tokenizer, and task={task} uses another "
-        "network; leave it out, or go on with a run of this task by resume=RUN"
+        "network; leave it out, or resume a run of this task with resume=RUN"
     ]
 
 
@@ -261,13 +263,14 @@ def numbers_have_no_tokens(task: str, vocab_size: int | None, label_smoothing: f
 
 
 _COLUMNS = ("dataset.source_column", "dataset.target_column")
-_OF_SPLITS = ("dataset.split", "dataset.config", "dataset.revision")
+_SPLIT_KEYS = ("dataset.split", "dataset.config", "dataset.revision")
 _LENGTHS = ("task.min_length", "task.max_length")
+# The keys whose values a check takes, and the check
 CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
-    (("task.name", "dataset.name", "tokenizer.name", "batching.name"), examples_are_the_tasks),
+    (("task.name", "dataset.name", "tokenizer.name", "batching.name"), the_data_suit_the_task),
     (
         ("task.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.on_bad_row"),
-        no_text_is_cut,
+        own_examples_have_no_dataset,
     ),
     (("task.name", "network"), the_network_suits_the_task),
     (("task.name", *_LENGTHS, "task.symbols"), rows_have_a_length),
@@ -278,7 +281,7 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
     (("task.name", "init_from"), only_a_language_model_has_initial_weights),
     (("task.name", "dataset.max_length"), pairs_are_not_cut),
     (("dataset.name", *_COLUMNS), pairs_have_two_columns),
-    (("dataset.name", "dataset.path", "dataset.format", *_OF_SPLITS), files_have_a_format),
+    (("dataset.name", "dataset.path", "dataset.format", *_SPLIT_KEYS), files_have_a_format),
     (("dataset.name", "dataset.text_column", "dataset.label_column"), labels_have_a_column),
     (("dataset.name", "dataset.validation", "dataset.test_share", "dataset.test"), shares_leave_something),
     (("task.name", "task.shared_tokenizer", "tokenizer.source_path"), both_sides_have_tokenizers),

@@ -128,7 +128,7 @@ def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _added(group: str, cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a group that an old config lacks, with their values from conf/. The group `model` is left out, since
-    the sizes of one model are no default for another; a new key of it has its default in `ModelConfig`."""
+    the sizes of one model cannot be defaults of another; a new key of it has its default in `ModelConfig`."""
     there = saved.get(group, {})
     if not isinstance(there, Mapping) or group == "model" or (group in NO_DEFAULT and group not in saved):
         return {}

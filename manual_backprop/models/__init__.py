@@ -1,4 +1,4 @@
-"""Networks behind one interface (`network`): three implementations of the same network, and what is built on them.
+"""Networks with one interface (`network`): three implementations of the same network, and what is built on them.
 
     custom              gradients by hand; `step` is the machinery around the calculus of its training step, `recorder`
                         copies intermediate tensors

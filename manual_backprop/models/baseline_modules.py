@@ -29,10 +29,10 @@ def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class Keys(NamedTuple):
-    """The visible keys: `mask` (B, 1, T or 1, S), or None for all keys, or all up to the query's position (causal).
+    """The keys that a query sees: those of `mask` (B, 1, T or 1, S), or all, or those up to its position (causal).
 
-    SDPA may return NaN where a query sees no key. So in `mask` such a row sees all keys, and `there` (B, 1, 1, 1) sets
-    its output to 0.
+    SDPA may return NaN where a query sees no key. So `mask` lets the queries of an empty row see all keys, and `there`
+    (B, 1, 1, 1), False for such a row, sets their output to 0.
     """
 
     causal: bool = False
@@ -175,7 +175,7 @@ class Blocks(nn.Module):
 
 
 class Transformer(nn.Module):
-    """What decoder, encoder and encoder-decoder share: embeddings, positions, and a head."""
+    """What decoder, encoder and encoder-decoder share: scale of the embeddings, positions, dropout, and a head."""
 
     def __init__(self, config: CustomTransformerConfig, table: Tensor | None, outputs: int, bias: bool = False):
         super().__init__()
@@ -203,7 +203,7 @@ class Transformer(nn.Module):
 
 
 class Decoder(Transformer):
-    """Tokens to logits, and to the loss."""
+    """Maps tokens to logits, or to the loss of its head."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         super().__init__(config, table, config.vocab_size)
@@ -222,7 +222,7 @@ class Decoder(Transformer):
 
 
 class EncoderDecoder(Decoder):
-    """Sources and shifted targets to logits, and to the loss."""
+    """Maps sources and shifted targets to logits, or to the loss of its head."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         super().__init__(config, activation, table)
@@ -251,7 +251,7 @@ class EncoderDecoder(Decoder):
 
 
 class Encoder(Transformer):
-    """A sequence of tokens, or of rows of numbers, to one row of numbers, and to the loss."""
+    """Maps a sequence of tokens, or of vectors, to one vector of outputs, or to the loss of its head."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         assert config.n_outputs is not None

@@ -1,4 +1,4 @@
-"""Activations and objectives (loss functions) that users register: a pair by hand, its mirror for autograd, and the
+"""Registers a user's activations and objectives (loss functions): a hand-written pair, its mirror for autograd, and the
 name that a config uses.
 
 Register them before a network is built, in a module that is imported or named by `--plugin`. The gradient check at the
@@ -26,7 +26,7 @@ def register_activation(
     mirror: Callable[[Tensor], Tensor],
 ) -> None:
     """Makes architecture.activation=NAME available: y, cache = forward(x), dx = backward(dy, cache), element by
-    element, and y = mirror(x) for autograd. Raises ConfigError if the name is not a word or is taken.
+    element, and y = mirror(x) for autograd. Raises ConfigError if the name is not an identifier or is taken.
 
     >>> def cube_forward(x):
     ...     return x**3, x
@@ -47,13 +47,13 @@ def register_objective(
     mirror: Callable[[Tensor, Tensor, Any], Tensor],
     of_numbers: bool = False,
 ) -> None:
-    """Makes head_loss=NAME available in a network's config; a task asks for it in its `network_config`.
+    """Makes head_loss=NAME available in a network's config; a task sets it in its `network_config`.
 
     loss, cache = forward(outputs, targets, denominator) and doutputs = backward(dloss, cache), and for autograd
     loss = mirror(outputs, targets, denominator). The loss is a sum over the targets that count, divided by
-    `denominator`, which is that of the whole optimizer step. A target of -100 does not count, nor does a number that is
-    NaN. outputs (B, T, V) with targets (B, T); an encoder's (B, n_outputs) with classes (B,), or with `of_numbers` with
-    (B, n_outputs). Raises ConfigError as above.
+    `denominator`, that of the whole optimizer step; targets of -100 or NaN do not count. A decoder has outputs
+    (B, T, V), targets (B, T); an encoder outputs (B, n_outputs), targets (B,), the classes, or with `of_numbers`
+    (B, n_outputs), the numbers. Raises ConfigError if the name is not an identifier or is taken.
 
     >>> def absolute_error_forward(outputs, targets, denominator):
     ...     difference = torch.where(targets.isnan(), 0, outputs - targets)

@@ -1,4 +1,4 @@
-"""The networks of `implementation=NAME`: three implementations of the same network behind one interface."""
+"""The networks of `implementation=NAME`: three implementations of the same network with one interface."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ class DropoutSource:
     keys: Mapping[str, Tensor] | None = None  # by place, on the device; they replace the keys of `step`
 
     def at(self, place: str) -> Dropout | None:
-        """For features (B, T, D)."""
+        """The dropout at a place of the network, for features (B, T, D); None if there is none."""
         return self._of(place, (self.config.longest,))
 
     def at_heads(self, place: str) -> Dropout | None:
-        """For probabilities (B, H, T, S)."""
+        """The dropout at a place of the network, for probabilities (B, H, T, S); None if there is none."""
         return self._of(place, (self.config.n_heads, self.config.longest))
 
     def _of(self, place: str, sizes: tuple[int, ...]) -> Dropout | None:
@@ -94,7 +94,7 @@ def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
 
 
 def tables_of(config: CustomTransformerConfig) -> dict[str, tuple[str, str]]:
-    """By stack: the names of its token embedding and of its position embedding, if positions are learned."""
+    """For each stack, the names of its token embedding and of its position embedding (if positions are learned)."""
     tables = dict.fromkeys(stacks_of(config), ("token_embedding.weight", "position_embedding.weight"))
     if config.n_inputs is not None:
         tables["encoder."] = "input.weight", "position_embedding.weight"
@@ -324,7 +324,7 @@ class Network(ABC):
 
     @abstractmethod
     def zero_gradients(self) -> None:
-        """Before the first batch of a step, since gradients are added."""
+        """Set all gradients to 0, before the first batch of a step: `loss_and_gradients` adds to them."""
 
     @abstractmethod
     def update_parameters(self, learning_rate: float) -> None:
@@ -384,7 +384,7 @@ class Network(ABC):
         vocab_size = config.source_vocab_size or config.vocab_size
         self._check_rows("source", source, config.source_length, "max_source_len", vocab_size)
         if len(source) != B:
-            raise InputError(f"There are {len(source)} sources and {B} targets: expected as many of both.")
+            raise InputError(f"There are {len(source)} sources and {B} targets: expected the same number.")
         self._check_lengths(lengths, *source.shape)
 
     def check_inputs(self, batch: EncoderBatch) -> None:

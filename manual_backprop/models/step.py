@@ -186,7 +186,7 @@ class HandWrittenNetwork(FlatNetwork):
 
 
 class BlockCaches:
-    """What every block keeps for its backward: its cache, or (recompute=block) a function that recomputes it.
+    """The caches that blocks keep for backward, or (recompute=block) functions that recompute them.
 
     Recomputing is gradient checkpointing (Chen et al. 2016): a block keeps only its inputs, and its forward runs again
     before its backward. It gives the same bits: the same functions of the same numbers, dropout masks included.

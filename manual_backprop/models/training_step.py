@@ -1,8 +1,8 @@
 """The optimizer that a run's config asks for, and one step of it: the gradients of all batches, their norm, clipping,
 the update.
 
-On a GPU the whole step is one CUDA graph, if the network's kernels and the optimizer can be captured and no recorder is
-set. Otherwise its calls run one by one. The step never waits for the device.
+On a GPU the whole step is one CUDA graph, if the kernels and the optimizer can be captured and neither a recorder nor a
+watch is set. Otherwise its kernels are launched one by one. The step never waits for the device.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
 
 
 def sharded(optimizer: Optimizer, network: Network) -> Optimizer:
-    """`optimizer`, sharded if several processes train (`common.processes`) and it is one of ours and not PyTorch's."""
+    """`optimizer`, sharded if several processes train (`common.processes`) and it is not one of PyTorch's."""
     group = processes()
     if group.size == 1 or not isinstance(optimizer, FlatOptimizer):
         return optimizer
@@ -53,7 +53,7 @@ def _build(config: RunConfig, network: Network) -> Optimizer:
 
 
 class Unwatched:
-    """The default watch of a step: it observes nothing."""
+    """The default watch: an object that a step calls after each of its parts, here without effect."""
 
     def batch(self, batch: AnyBatch) -> None: ...
 
@@ -66,7 +66,7 @@ UNWATCHED = Unwatched()
 
 
 class Reduction:
-    """Sums gradients over one process: there is nothing to do. `training.processes` has the one for several."""
+    """The gradient reduction of a single process: it does nothing. That of several is in `training.processes`."""
 
     shared = False
 
@@ -83,8 +83,8 @@ ALONE = Reduction()
 
 
 class TrainingStep:
-    """Optimizer steps of a network. `graph`: whether they may be captured as CUDA graphs; the sums of several processes
-    cannot."""
+    """Optimizer steps of a network. `graph`: whether they may be captured as CUDA graphs. Steps that sum gradients over
+    several processes are never captured."""
 
     def __init__(
         self,
@@ -111,8 +111,8 @@ class TrainingStep:
         number: int,
         watch: Unwatched = UNWATCHED,
     ) -> tuple[Tensor, Tensor]:
-        """One step. Returns the loss and the gradient norm before clipping, on the device. `number` is that of the
-        step, from 1; `denominator` is the number of targets that count in all batches together.
+        """One step. Returns the loss and the gradient norm before clipping, on the device. `denominator` is the number
+        of counted targets in all batches together, `rate` the learning rate, `number` the step's number, from 1.
         """
         network, denominator = self.network, self.network.on_device(denominator)  # once for all batches
         if (
@@ -123,7 +123,7 @@ class TrainingStep:
             and network.can_be_captured
         ):
             if network.rounded is not None:
-                network.rounded.refresh()  # a graph does not do this itself
+                network.rounded.refresh()  # a graph that is replayed does not refresh them
             recorded = OfTensors.of(self, list(batches), network)
             loss, norm = self.graphs(
                 recorded, recorded.inputs(denominator, rate, number), (recorded.signature, self.max_grad_norm)
@@ -139,7 +139,7 @@ class TrainingStep:
         number: int,
         watch: Unwatched = UNWATCHED,
     ) -> tuple[Tensor, Tensor]:
-        """The same step, call by call."""
+        """The same step without a CUDA graph."""
         network = self.network
         network.zero_gradients()
         loss = torch.zeros((), device=network.device)
@@ -155,12 +155,12 @@ class TrainingStep:
 
 @dataclass
 class OfTensors:
-    """A step as a function of tensors, which a graph can replay: whatever changes between steps is in these tensors."""
+    """A step as a function of tensors, which a graph can replay. They hold everything that changes between steps."""
 
     step: TrainingStep
     batches: Sequence[AnyBatch]
     network: HandWrittenNetwork
-    places: Sequence[str]  # of dropout
+    places: Sequence[str]  # where the network applies dropout
 
     @classmethod
     def of(cls, step: TrainingStep, batches: Sequence[AnyBatch], network: HandWrittenNetwork) -> OfTensors:
@@ -168,7 +168,7 @@ class OfTensors:
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What decides the calls, apart from the inputs: the network's settings, and each batch without its tensors."""
+        """What determines the kernels of a step: the network's settings, and each batch without its tensors."""
         kinds = tuple(
             (type(batch), *[None if isinstance(value, Tensor) else value for value in _values(batch)])
             for batch in self.batches

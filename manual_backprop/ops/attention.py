@@ -1,6 +1,6 @@
 """Multi-head attention between its projections (Vaswani et al. 2017, section 3.2).
 
-`attention` takes any queries and any keys with their values. In `self_attention` a sequence attends to itself: one
+`attention` works on any queries, keys and values. In `self_attention` a sequence attends to itself: one
 matrix product has computed query, key and value. In `cross_attention` a sequence attends to another one, from which one
 matrix product has computed keys and values.
 """
@@ -68,7 +68,7 @@ def attention_forward(
 
     >>> query, key, value = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), torch.tensor([[[[1.0]], [[3.0]]]])
     >>> context, cache = attention_forward(query, key, value)
-    >>> context.flatten()  # the first query sees the first key alone, the second one sees both alike
+    >>> context.flatten()  # the first query sees only the first key, the second one weights both equally
     tensor([1., 2.])
     >>> attention_backward(torch.ones(1, 2, 1, 1), cache).dvalue.flatten()
     tensor([1.5000, 0.5000])

@@ -23,10 +23,10 @@ def layer_norm_forward(
 
     Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n, dbias = sum of dy.
     For dx, n depends on x directly, through the mean and through rstd:
-        dn_i/dx_j = rstd (delta_ij - 1/D - n_i n_j / D)
+        d(n_i)/dx_j = rstd (delta_ij - 1/D - n_i n_j / D)
     since d(mean)/dx_j = 1/D and d(rstd)/dx_j = -rstd^3 (x_j - mean) / D = -rstd^2 n_j / D. Summed against dn:
         dx = rstd (dn - mean(dn) - n mean(dn * n))
-    that is, dn less its part along the all-ones vector and along n, the two directions that normalization removes.
+    that is, dn minus its components along the all-ones vector and along n, the two that normalization removes.
 
     >>> y, cache = layer_norm_forward(torch.tensor([[1.0, 3.0]]), torch.ones(2), torch.zeros(2), epsilon=0.0)
     >>> dweight, dbias = torch.zeros(2), torch.zeros(2)
@@ -69,8 +69,8 @@ def residual_layer_norm_forward(
 ) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
     """total = x + branch, y = layer_norm(total): the end of one sublayer and the start of the next.
 
-    x, branch (..., D), weight (D), bias (D) -> (total, y), both (..., D). Pre-norm networks go on with both outputs,
-    post-norm ones with y alone. The first norm of a pre-norm network has no branch yet: None, and total is x.
+    x, branch (..., D), weight (D), bias (D) -> (total, y), both (..., D). Pre-norm networks use both outputs,
+    post-norm ones only y. The first norm of a pre-norm network has no branch yet: it is None, and total is x.
 
     `dtype` is that of y, where the products that read y are narrower than the residual stream (bf16_mixed).
 
@@ -93,7 +93,7 @@ def residual_layer_norm_backward(
 ) -> Tensor:
     """dtotal, dy (..., D) -> dx = dbranch (..., D); adds to dweight (D) and dbias (D).
 
-    `dtotal` is the gradient that reaches the sum without passing the norm; None where the forward's total was not used.
+    `dtotal` is the gradient that reaches the sum without passing the norm; None if the forward's total was not used.
     """
     # y = layer_norm(total)
     dsum = layer_norm_backward(dy, cache, dweight, dbias)

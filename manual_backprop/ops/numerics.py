@@ -44,9 +44,9 @@ def wide(x: Tensor) -> Tensor:
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Around a calculation: in precision=tf32 a GPU rounds what enters a float32 product to 10 bits of mantissa.
+    """A context in which, for precision=tf32, a GPU rounds inputs of float32 products to 10 bits of mantissa.
 
-    By the older of PyTorch's two settings: `torch.compile` reads that one, and fails where only the newer one is set.
+    It uses the older of PyTorch's two settings: `torch.compile` reads that one, and fails if only the newer one is set.
     """
     if precision != "tf32":
         yield

@@ -20,10 +20,10 @@ def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float = RMS_EPSILON) ->
 
     Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n.
     For dx, n depends on x directly and through rrms:
-        dn_i/dx_j = rrms (delta_ij - n_i n_j / D)
+        d(n_i)/dx_j = rrms (delta_ij - n_i n_j / D)
     since d(rrms)/dx_j = -rrms^3 x_j / D = -rrms^2 n_j / D. Summed against dn:
         dx = rrms (dn - n mean(dn * n))
-    that is, dn less its part along n, the one direction that normalization removes; layer norm removes a second one,
+    that is, dn minus its component along n, the direction that normalization removes; layer norm removes one more,
     the mean.
 
     >>> y, cache = rms_norm_forward(torch.tensor([[2.0, -2.0]]), torch.ones(2), epsilon=0.0)
@@ -80,7 +80,7 @@ def residual_rms_norm_forward(
 def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tensor:
     """dtotal, dy (..., D) -> dx = dbranch (..., D); adds to dweight (D).
 
-    `dtotal` is the gradient that reaches the sum without passing the norm; None where the forward's total was not used.
+    `dtotal` is the gradient that reaches the sum without passing the norm; None if the forward's total was not used.
     """
     # y = rms_norm(total)
     dsum = rms_norm_backward(dy, cache, dweight)

@@ -17,7 +17,7 @@ def softmax_forward(x: Tensor) -> tuple[Tensor, SoftmaxCache]:
     The largest entry is subtracted first: it cancels in the quotient, and no exponential overflows. The sum is then at
     least exp(0) = 1, except in a row of nothing but -inf.
 
-    dy_i/dx_j = y_i (delta_ij - y_j), so dx_j = y_j (dy_j - sum_i dy_i y_i): the cache needs the output alone.
+    d(y_i)/dx_j = y_i (delta_ij - y_j), so dx_j = y_j (dy_j - sum_i dy_i y_i): the cache needs the output alone.
 
     >>> y, cache = softmax_forward(torch.tensor([0.0, 0.0, -torch.inf]))
     >>> y, softmax_backward(torch.tensor([1.0, 0.0, 1.0]), cache)

@@ -58,7 +58,7 @@ class Visible(NamedTuple):
         queries: slice = ALL,
         keys: slice = ALL,
     ) -> Tensor | None:
-        """True where a key is visible, for one tile of the scores of T queries and S keys; None where all are visible.
+        """True where a key is visible, for one tile of the scores of T queries and S keys; None if all are visible.
 
         -> (b, 1, t, s), with b = 1 where all sequences have the same mask.
         """

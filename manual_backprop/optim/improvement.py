@@ -18,7 +18,7 @@ class Improvement:
     lowered: int = 0  # how often the rate was lowered
 
     def see(self, value: float, higher_is_better: bool, rate_patience: int | None) -> None:
-        """Counts one evaluation. An equal value is no improvement. After `rate_patience` evaluations without
+        """Counts one evaluation. An equal value does not improve. After `rate_patience` evaluations without
         improvement the rate is lowered."""
         if self.best is None or (value > self.best if higher_is_better else value < self.best):
             self.best, self.since_best, self.since_lowered = value, 0, 0

@@ -91,7 +91,7 @@ class FlatOptimizer(Optimizer):
         self.part = slice(0, buffer.numel())  # of the buffers: it updates this part and has moments for it
 
     def keep_part(self, part: slice) -> None:
-        """From now on it updates only this part, and has moments only for it: other processes update the rest
+        """Restrict updates and moments to this part of the buffers from now on: other processes update the rest
         (`sharding`). The gradient norm is still that of all parameters."""
         self.moments = {name: Flat(flat.buffer[part].clone(), {}, 0) for name, flat in self.moments.items()}
         self.part = part

@@ -88,7 +88,7 @@ class RoundedMatrices:
 
     Before each calculation `refresh` rounds them again if the parameters have changed since. PyTorch counts the writes
     to a tensor and all of its views, except those of its fused optimizers and those through `x.data` or `x.numpy()`. So
-    a sample of the numbers is compared as well. Whoever writes a single number in such a way calls
+    a sample of the numbers is compared as well. Code that writes a single number in such a way must call
     `torch.autograd.graph.increment_version(x)` afterwards. An optimizer that has written both calls `is_written`. On a
     GPU no sample is compared, since the host would wait for it.
     """
@@ -162,5 +162,5 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: 
 
 
 def copy_on_cpu(tensor: Tensor) -> Tensor:
-    """One copy on the CPU: `.cpu().clone()` would copy a tensor of a GPU twice."""
+    """A copy on the CPU, made once: `.cpu().clone()` would copy a tensor of a GPU twice."""
     return tensor.detach().to("cpu", copy=True)

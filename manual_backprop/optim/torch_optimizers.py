@@ -1,4 +1,4 @@
-"""PyTorch's fused optimizers behind the interface of `optimizers.py`: the baseline network trains with them.
+"""PyTorch's fused optimizers with the interface of `optimizers.py`: the baseline network trains with them.
 
 A step that is not finite is masked on the device by `found_inf`, as `torch.amp.GradScaler` does it: a fused optimizer
 then changes nothing.

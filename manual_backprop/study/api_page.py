@@ -37,7 +37,7 @@ TYPES = (  # what these take and return, which is not exported itself
     *("data.datasets.analysis_text.Report", "data.datasets.analysis_text.Recommendations"),
     "data.tokens.token_shards.TokenShards",
 )
-MACHINERY = ("models.step", "models.mirror_step")  # methods of networks that nobody calls from outside
+MACHINERY = ("models.step", "models.mirror_step")  # methods that only the networks themselves call
 OPS = (  # in the order in which a network uses them
     *("embedding", "normalization", "linear", "softmax", "dropout", "attention", "visible", "activations"),
     *("feed_forward", "loss", "rms_normalization", "rotary_attention", "gated_feed_forward", "pooling"),
@@ -74,7 +74,7 @@ InputError, a ValueError; ConfigError and CheckpointError, which are InputErrors
 
 @dataclass(frozen=True)
 class Definition:
-    """Of a name: where it is written, and how."""
+    """The definition of a name: its module, and its node in the syntax tree."""
 
     module: str  # within the package: models.custom
     node: ast.FunctionDef | ast.ClassDef | ast.Assign
@@ -89,7 +89,7 @@ class Definition:
 
     @property
     def docstring(self) -> str:
-        """Empty where there is none."""
+        """Empty if there is none."""
         return "" if isinstance(self.node, ast.Assign) else ast.get_docstring(self.node) or ""
 
     @property
@@ -124,7 +124,7 @@ def find(module: str, name: str) -> Definition | None:
 
 
 def imported_module(module: str, node: ast.ImportFrom) -> str | None:
-    """Which module of the package an import in `module` reads; None: it is another package's."""
+    """The module of the package that an import in `module` reads; None if it reads another package."""
     absolute, _, below = (node.module or "").partition(".")
     if node.level == 0:
         return below if absolute == PACKAGE.name else None
@@ -134,14 +134,14 @@ def imported_module(module: str, node: ast.ImportFrom) -> str | None:
 
 
 def exported(name: str) -> Definition:
-    """Of a name of the package. LookupError where nothing defines it."""
+    """The definition of a name that the package exports. Raises LookupError if nothing defines it."""
     if (found := find(HOMES[name], name)) is None:
         raise LookupError(f"manual_backprop.{HOMES[name]} does not define {name}")
     return found
 
 
 def ops() -> dict[str, list[Definition]]:
-    """By module: what `ops` exports, in the order in which it is written."""
+    """The definitions that `ops` exports, by module, in the order of the source."""
     names: dict[str, set[str]] = {}
     for node in parsed("ops").body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is not None:
@@ -156,13 +156,13 @@ def ops() -> dict[str, list[Definition]]:
 
 
 def public() -> list[Definition]:
-    """What the page has examples of: names that are exported."""
+    """The definitions of all exported names."""
     exports = [exported(name) for names in SECTIONS.values() for name in names]
     return exports + [definition for definitions in ops().values() for definition in definitions]
 
 
 def examples() -> Iterator[Definition]:
-    """What has an example in its docstring."""
+    """The exported definitions that have an example in their docstring."""
     return (definition for definition in public() if ">>> " in definition.docstring)
 
 
@@ -170,7 +170,7 @@ def examples() -> Iterator[Definition]:
 
 
 def page() -> str:
-    shown: dict[str, str] = {}  # a class that has methods -> under which name they stand
+    shown: dict[str, str] = {}  # a class that has methods -> the name under which they are listed
     parts = []
     for title, names in SECTIONS.items():
         parts += [f"## {title}", *(entry(exported(name), shown) for name in names)]
@@ -244,8 +244,8 @@ def owner_of(method: Definition) -> str:
 
 
 def methods_of(one: Definition) -> dict[str, Definition]:
-    """Of a class: __init__, its public methods and properties, its own first, then those of the classes above it. What
-    is not documented has the docstring of what it overrides."""
+    """The methods of a class: __init__, its public methods and properties, then those of its base classes. A method
+    without a docstring gets that of the method it overrides."""
     assert isinstance(one.node, ast.ClassDef)
     own = [node for node in one.node.body if isinstance(node, ast.FunctionDef)]
     found = {node.name: Definition(one.module, node) for node in own}
@@ -260,7 +260,7 @@ def methods_of(one: Definition) -> dict[str, Definition]:
 
 
 def fields_of(one: Definition) -> str:
-    """Of a dataclass or a NamedTuple: its fields as they are written."""
+    """The fields of a dataclass or a NamedTuple, as in the source."""
     assert isinstance(one.node, ast.ClassDef)
     lines = one.path.read_text(encoding="utf-8").splitlines()
     fields = [node for node in one.node.body if isinstance(node, ast.AnnAssign)]
@@ -268,8 +268,8 @@ def fields_of(one: Definition) -> str:
 
 
 def signature(one: Definition, name: str | None = None) -> str:
-    """As it is written, without self; a default that is a constant by its value. `name` is that of a class, whose
-    __init__ this is."""
+    """The signature as in the source, without self; a default that is a constant is shown by its value. `name`: the
+    class whose __init__ this is."""
     node = one.node
     assert isinstance(node, ast.FunctionDef)
     if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list):
@@ -314,7 +314,7 @@ def value_of(default: ast.expr, module: str) -> ast.expr:
 
 
 def split(docstring: str) -> tuple[str, str]:
-    """What is before the first example, and the rest."""
+    """The docstring's text before the first example, and the rest."""
     text, mark, example = docstring.partition(">>> ")
     return text.rstrip(), mark + example
 

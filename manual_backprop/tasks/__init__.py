@@ -54,11 +54,11 @@ def register_task(
     tokenizer: str | None = None,
     settings: Mapping[str, tuple[Rule, Any, str]] | None = None,
 ) -> None:
-    """Add task=NAME from outside the package. Raises ConfigError if a name is taken.
+    """Add task=NAME from outside the package.
 
     network: the one that it usually has. datasets: what it learns from; ("none",): it makes its own examples.
     tokenizer: its usual one; None: it reads no text. settings: keys of its own, as in {"modulus": (Whole(2, 100), 11,
-    "what numbers are counted modulo")}: rule, value, what it means. Raises ConfigError where a name is taken.
+    "what numbers are counted modulo")}: rule, value, what it means. Raises ConfigError if a name is taken.
 
     >>> from manual_backprop.config.rules import Whole
     >>> from manual_backprop.tasks.task import Task

@@ -63,7 +63,7 @@ class Evaluator:
     """Measures the loss and the accuracy of a model, without dropout and label smoothing.
 
     `model` is a wrapper such as CustomTransformerWrapper, or a network such as CustomTransformer. `bytes_per_token` of
-    the text turns nats a token into bits a byte, which can be compared between tokenizers. `device` is where to
+    the text turns nats per token into bits per byte, which can be compared between tokenizers. `device` is where to
     calculate (cpu, cuda, cuda:1 or auto): None means where the model is; for another one, each evaluation copies the
     model there. Raises InputError for a model that predicts nothing, ConfigError for a device that there is not.
 

@@ -17,10 +17,10 @@ from ..common.errors import InputError
 
 @dataclass(frozen=True)
 class Reading:
-    """What a network reads, to be looked at meanwhile: a `batch` of one row. `source`: what stands at the places that
-    an encoder reads, `target` at those that have an answer each; `word` is an answer's name. `said`: where answers are
-    numbers and no words, what the outputs (O,) of the network say. `title` stands above the answers; `note` says what
-    of the input is not read."""
+    """An input for the view of a model: a `batch` of one row. `source` names the positions that an encoder reads,
+    `target` those that have a prediction each; `word` gives a prediction's name. `said`, if predictions are numbers,
+    turns the network's outputs (O,) into text. `title` stands above the predictions; `note` says which part of the
+    input is not read."""
 
     batch: AnyBatch
     target: Sequence[str]
@@ -61,7 +61,7 @@ class Writer(ABC):
         the wrappers' `generate`. Raises InputError for an invalid source."""
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> Any:
-        """As `Predictor.serve`."""
+        """Like `Predictor.serve`."""
         raise NotImplementedError
 
 

@@ -80,7 +80,7 @@ class LanguageModelTask(Task):
 
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
-        """With a vocabulary that the config names, or of a tokenizer that is the same everywhere."""
+        """The network's config; None unless the config names the vocabulary size or a tokenizer with a fixed one."""
         vocab_size = config.model.vocab_size or SAME_EVERYWHERE.get(config.tokenizer.name)
         return None if vocab_size is None else config.network_config(vocab_size)
 

@@ -1,5 +1,5 @@
 """Estimates about a run before its examples are prepared: its length in steps, epochs and tokens. They are exact if the
-examples are in the cache. Plans and summaries know a task only by this.
+examples are in the cache. Plans and summaries learn about a task only from a Preview.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class EstimatedOrder:
 
 @dataclass(frozen=True)
 class Preview:
-    """The numbers of a config's examples; estimates unless `prepared`."""
+    """The number of steps and tokens of a run, from its config; estimates unless `prepared`."""
 
     config: RunConfig
     vocab_size: int
     prepared: bool
-    examples: tuple[str, str]  # a word for them, and their description
-    order: Order | EstimatedOrder | None  # None: the number of examples is unknown yet
-    step: str  # the contents of a step, as in 2,048 tokens: 8 x 2 sequences of 128
+    examples: tuple[str, str]  # what they are called, and their description
+    order: Order | EstimatedOrder | None  # None: the number of examples is not known yet
+    step: str  # what a step holds, as in 2,048 tokens: 8 x 2 sequences of 128
     evaluated_tokens: int  # in the whole validation split
-    generated_tokens: int  # generated one after the other in an evaluation
+    generated_tokens: int  # in one evaluation, each from those before it
     network: CustomTransformerConfig | None = None  # if it does not follow from the config and the vocabulary alone
 
     @property
@@ -58,7 +58,7 @@ class Preview:
 
 
 def most_tokens(config: RunConfig) -> int:
-    """The tokens of a step without padding."""
+    """The tokens of a step if no position is padding."""
     training = config.training
     return training.batch_size * training.gradient_accumulation_steps * config.model.max_seq_len
 

@@ -18,11 +18,13 @@ from ..config.schema import TaskConfig
 from ..config.task_rules import sequence_vocabulary
 
 SPLITS = ("training", "validation", "test")
-HELD_OUT = 20  # one of this many rows is in the test split, and one in the validation split
+HELD_OUT = 20  # of this many rows, on average one is in the test split and one in the validation split
 CANDIDATES = 1 << 14  # rows drawn at once
-MOST_DRAWN = 64  # draws of CANDIDATES rows without one of the split; after that we assume that there is none
+MOST_DRAWN = 64  # after this many draws of CANDIDATES rows without one of the split, we assume that there is none
 
-TRANSFORMS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {}  # (N, longest), lengths (N,) -> targets
+TRANSFORMS: dict[
+    str, Callable[[np.ndarray, np.ndarray], np.ndarray]
+] = {}  # source (N, longest), lengths (N,) -> target
 
 
 def transform(name: str) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
@@ -46,14 +48,14 @@ def _reversed(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 @transform("sort")
 def _sorted(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    past = np.arange(source.shape[1]) >= lengths[:, None]
-    return np.sort(np.where(past, np.iinfo(np.int64).max, source), axis=1)
+    is_padding = np.arange(source.shape[1]) >= lengths[:, None]
+    return np.sort(np.where(is_padding, np.iinfo(np.int64).max, source), axis=1)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids: the symbols from 0 on, then these. Only a decoder, with source and target in one sequence, has a
-    separator."""
+    """Token ids: the symbols from 0 on, then the special tokens below. Only a decoder has a separator, between source
+    and target in one sequence."""
 
     symbols: int
     network: str
@@ -83,7 +85,7 @@ class Vocabulary:
         return " ".join(names.get(token, str(token)) for token in tokens)
 
     def generated(self, tokens: Sequence[int]) -> list[int]:
-        """The generated tokens before the end token."""
+        """The tokens before the first end token; all of them if there is none."""
         tokens = list(tokens)
         return tokens[: tokens.index(self.end)] if self.end in tokens else tokens
 
@@ -100,7 +102,7 @@ class Rows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row's target including beginning and end, which is one more than are predicted."""
+        """(N,): tokens of each row's target with beginning and end. All but the beginning are predicted."""
         return self.source_lengths + 2
 
     def sources(self, numbers: np.ndarray) -> list[list[int]]:
@@ -110,7 +112,7 @@ class Rows:
         return [self.target[row, : self.source_lengths[row]].tolist() for row in numbers]
 
     def origins(self) -> np.ndarray | None:
-        """(N, longest): the position in the source of each symbol of a target; None if it depends on the values."""
+        """(N, longest): for each symbol of a target its position in the source; None if that depends on the values."""
         places = np.broadcast_to(np.arange(self.source.shape[1]), self.source.shape)
         return None if self.name == "sort" else TRANSFORMS[self.name](places, self.source_lengths)
 
@@ -119,38 +121,38 @@ class Rows:
     ) -> AnyBatch:
         """The batch of these rows for teacher forcing: each token of the target, and its end, is predicted from the
         true ones before it. `lengths` (B,): numbers of predicted tokens, the end included."""
-        words, width = self.vocabulary, np.arange(int(lengths.max()))
+        special, width = self.vocabulary, np.arange(int(lengths.max()))
         source, target, counts = self.source[numbers], self.target[numbers], self.source_lengths[numbers][:, None]
         source = source[:, : len(width) - 1]
         padded = np.pad(target[:, : len(width) - 1], ((0, 0), (0, 1)))
-        targets = np.where(width < counts, padded, np.where(width == counts, words.end, IGNORED))  # (B, T)
-        tokens = np.full_like(targets, words.beginning)
-        tokens[:, 1:] = np.where(width[1:] <= counts, padded[:, :-1], words.padding)
-        past = width[:-1] >= counts
-        if words.network == "decoder":
-            return self._joined(source, past, tokens, targets, first_row, device)
+        targets = np.where(width < counts, padded, np.where(width == counts, special.end, IGNORED))  # (B, T)
+        tokens = np.full_like(targets, special.beginning)
+        tokens[:, 1:] = np.where(width[1:] <= counts, padded[:, :-1], special.padding)
+        is_padding = width[:-1] >= counts
+        if special.network == "decoder":
+            return self._joined(source, is_padding, tokens, targets, first_row, device)
         both = moved(torch.from_numpy(np.stack([tokens, targets])), device)  # one transfer for both
-        padded_source = moved(torch.from_numpy(np.where(past, words.padding, source)), device)
-        seen = moved(torch.from_numpy(counts[:, 0].copy()), device)
-        return PairBatch(padded_source, seen, both[0], both[1], first_row=first_row)
+        padded_source = moved(torch.from_numpy(np.where(is_padding, special.padding, source)), device)
+        source_lengths = moved(torch.from_numpy(counts[:, 0].copy()), device)
+        return PairBatch(padded_source, source_lengths, both[0], both[1], first_row=first_row)
 
     def _joined(
         self,
         source: np.ndarray,
-        past: np.ndarray,
+        is_padding: np.ndarray,
         tokens: np.ndarray,
         targets: np.ndarray,
         first_row: int,
         device: torch.device | str,
     ) -> Batch:
         """Source, separator and target in one sequence, without gaps; only the target and its end are predicted."""
-        words = self.vocabulary
-        tokens[:, 0] = words.separator
-        joined = np.concatenate([np.where(past, -1, source), tokens], axis=1)
+        special = self.vocabulary
+        tokens[:, 0] = special.separator
+        joined = np.concatenate([np.where(is_padding, -1, source), tokens], axis=1)
         expected = np.concatenate([np.full_like(source, IGNORED), targets], axis=1)
         order = np.argsort(joined == -1, axis=1, kind="stable")  # gaps move to the end
         joined, expected = np.take_along_axis(joined, order, 1), np.take_along_axis(expected, order, 1)
-        both = moved(torch.from_numpy(np.stack([np.where(joined == -1, words.padding, joined), expected])), device)
+        both = moved(torch.from_numpy(np.stack([np.where(joined == -1, special.padding, joined), expected])), device)
         return Batch(both[0], both[1], first_row=first_row)
 
 

@@ -104,7 +104,7 @@ class Task(ABC):
 
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
-        """The network of a run, where its config alone says it; None where its examples add to it."""
+        """The network of a run from its config alone; None if its examples add to it."""
         return None
 
     @property

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with (
         errors_name_options(),
-        interruptible("no folder was written; what was downloaded is kept, and the same command goes on."),
+        interruptible("no folder was written; what was downloaded is kept, and the same command continues."),
     ):
         done = download(dataset, split, options.output, lambda text: print(text, flush=True))
     column = done.source["text_column"]

@@ -23,7 +23,7 @@ Shows the splits of a dataset, their columns and sizes, and some rows: raw, as s
 model would read. From a dataset on the hub only these rows are downloaded.
 
 {DATASETS}
-It also shows a folder of tools.tokenization pretokenize; its raw rows are token ids."""
+It also shows a folder that tools.tokenization pretokenize has written; its raw rows are token ids."""
 
 EPILOG = f"""\
 Examples
@@ -33,7 +33,7 @@ Examples
   {COMMAND} mails.jsonl --text-key body
   {COMMAND} outputs/pretokenized/python_docs-byte-1a2b3c4d
 
-Exit codes: 0 done, 2 wrong input, a gated or missing dataset or no network."""
+Exit codes: 0 done, 2 wrong input, a gated or missing dataset, or no network connection."""
 
 TAB = "\t"
 UNITS = ("bytes", "kB", "MB", "GB", "TB")

@@ -65,7 +65,13 @@ def parser() -> Parser:
     it.add_argument(
         "--means", nargs="+", choices=tuple(OPTIMIZATIONS), metavar="NAME", help="optimizations to ablate (all)"
     )
-    it.add_argument("--rounds", type=whole(1), default=ROUNDS, metavar="N", help="turns there and back (%(default)s)")
+    it.add_argument(
+        "--rounds",
+        type=whole(1),
+        default=ROUNDS,
+        metavar="N",
+        help="rounds of turns, forwards and backwards (%(default)s)",
+    )
     it.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, metavar="FILE", help="the page (%(default)s)")
     return it
 

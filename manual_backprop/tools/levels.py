@@ -35,11 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of the steps (all four)",
     )
     parser.add_argument("--batch-size", type=whole(1), default=16, metavar="B", help="sequences (%(default)s)")
-    parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns there and back (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=whole(1), default=5, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)"
+    )
     parser.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="(%(default)s)")
     chosen = parser.parse(arguments)
-    from ..study.levels import page  # torch, only now
+    from ..study.levels import page  # imports torch, so only after the arguments are checked
 
     written = page(
         chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision

@@ -1,5 +1,5 @@
-"""`python -m manual_backprop.tools.side_by_side` writes docs/guide/side-by-side.md: the network by hand and the same
-one under autograd, statement beside statement; and the same as one HTML file. Takes a second, and trains nothing."""
+"""Writes docs/guide/side-by-side.md, and the same page as HTML: the network by hand and its mirror under autograd, in
+two columns, statement by statement. Takes a second and trains nothing."""
 
 import sys
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ EPILOG = "Exit codes: 0 done, 2 a wrong option, 4 a page cannot be written."
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("tools.side_by_side", __doc__ or "", EPILOG)
-    parser.add_argument("--markdown", type=Path, default=Path(MARKDOWN), metavar="FILE", help="(%(default)s)")
-    parser.add_argument("--html", type=Path, default=Path(HTML), metavar="FILE", help="(%(default)s)")
+    parser.add_argument("--markdown", type=Path, default=Path(MARKDOWN), metavar="FILE", help="the page (%(default)s)")
+    parser.add_argument("--html", type=Path, default=Path(HTML), metavar="FILE", help="as HTML (%(default)s)")
     chosen = parser.parse(arguments)
-    from ..study.side_by_side.html import html  # torch, only now
+    from ..study.side_by_side.html import html  # imports torch, so only after the arguments are checked
     from ..study.side_by_side.markdown import markdown
     from ..study.side_by_side.page import made_page
 

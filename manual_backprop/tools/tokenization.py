@@ -126,7 +126,7 @@ def analyze(arguments: Sequence[str]) -> None:
     add_skip_bad_rows(parser)
     options = parser.parse(arguments)
     if options.picture is not None and options.picture.suffix != ".png":
-        raise InputError(f"--picture {options.picture}: must be the name of a PNG, as in analysis.png")
+        raise InputError(f"--picture {options.picture}: must end in .png, as in analysis.png")
     datasets = datasets_of(options.datasets, options)
 
     from ..data.datasets.analysis import analyze_dataset
@@ -196,7 +196,7 @@ def pretokenize(arguments: Sequence[str]) -> None:
     from ..data.datasets.pretokenization import pretokenize_dataset
     from ..data.tokens.token_shards import manifest_of
 
-    with interruptible("the shards that are complete are kept, and the same command goes on from there."):
+    with interruptible("the shards that are complete are kept, and the same command continues from there."):
         folder = pretokenize_dataset(
             dataset,
             options.tokenizer,

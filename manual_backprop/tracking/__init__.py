@@ -69,8 +69,8 @@ def open_tracker(
 ) -> Tracker:
     """The tracker of `tracking=name` (mlflow, none) for a run that this process owns; `root` is the outputs directory.
 
-    `metrics_length` is the length of metrics.jsonl recorded in the checkpoint from which the run resumes (from
-    `Tracker.sync`); None for a new run. A resumed run continues its MLflow run, whose id is in run.json. Does not wait
+    `metrics_length` [bytes] is the length of metrics.jsonl at the checkpoint from which the run resumes, as returned by
+    `Tracker.sync`; None for a new run. A resumed run continues its MLflow run, whose id is in run.json. Does not wait
     for MLflow. Raises StorageError, InputError.
     """
     if name == "none":

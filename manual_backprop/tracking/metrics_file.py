@@ -6,7 +6,7 @@ Version 1 of the schema: the first line is a header, every other line one entry.
     {"step": 10, "time_ms": 1795205412345, "metrics": {"train/loss": 5.123456789, "tokens_seen": 40960}}
 
 - `step`: optimizer steps completed, from 1. `time_ms`: milliseconds since 1970, UTC, when the entry was written.
-- `metrics`: train/loss, learning_rate and others of training (DESIGN.md, 7), inspect/ of every layer
+- `metrics`: train/loss, learning_rate and others of training, inspect/ of every layer
   (training.inspect_every), validation/ of an evaluation, system/ of the machine (at most every 10 s).
   `load_training_log` returns inspect/ together with training, and the others separately.
 - Numbers are unrounded: reading gives the same float64. JSON has no NaN and no infinity; the strings "NaN", "Infinity"
@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -91,16 +92,20 @@ class MetricsFile:
 
     def append(self, step: int, metrics: Mapping[str, SupportsFloat], time_ms: int | None = None) -> None:
         """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element. Raises
-        InputError for what is no step and no number, and where the file is closed."""
+        InputError if a step or a value is not a number, or if the file is closed."""
         if self._file.closed:
-            raise InputError(f"{self.path} is closed, and takes no metrics any more: open it again")
-        if isinstance(step, float | str) or step < 0:
+            raise InputError(f"{self.path} is closed and can take no more metrics: open it again")
+        try:
+            completed = index(step)  # also for integers of numpy and torch
+        except TypeError:
+            completed = -1
+        if completed < 0:
             raise InputError(f"step={step!r}: expected the number of completed optimizer steps, at least 0")
         if not isinstance(metrics, Mapping):
             raise InputError(f"metrics={metrics!r}: expected a mapping of names to numbers, as {{'train/loss': 3.2}}")
         numbers = {name: _as_json_number(name, value) for name, value in metrics.items()}
         when = int(time.time() * 1000) if time_ms is None else time_ms
-        line = _as_line({"step": int(step), "time_ms": when, "metrics": numbers})
+        line = _as_line({"step": completed, "time_ms": when, "metrics": numbers})
         with self._lock:
             self._waiting += line
             try:

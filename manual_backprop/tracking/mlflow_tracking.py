@@ -17,19 +17,20 @@ from manual_backprop.tracking.mlflow_messages import one_line, without_credentia
 from manual_backprop.tracking.run_directory import FINISHED
 from manual_backprop.tracking.tracker import LocalTracker
 
-INTERVAL = 1.0  # [s] between two deliveries, more if they are costly
+INTERVAL = 1.0  # [s] between two deliveries; longer if a delivery takes much processor time
 SHARE = 0.005  # largest share of one core's time for deliveries
 LONGEST_PAUSE = 5.0  # [s] between two deliveries at most, so that MLflow stays up to date
 LONGEST_INTERVAL = 30.0  # [s] between two attempts if MLflow fails
 TIMEOUT = 4.0  # [s] that a run waits at its end without an answer from MLflow
-WORK = 0.1  # [s] of processor time that count as progress, as on a busy machine
+WORK = 0.1  # [s] of processor time: while this process works, a slow MLflow does not count as hung
 LONGEST_WAIT = 60.0  # [s] that a run waits at its end if MLflow answers, or for a new store
 
 logger = logging.getLogger("manual_backprop.tracking")
 
 
 class MlflowTracker(LocalTracker):
-    """A LocalTracker whose run directory a thread delivers to MLflow. `root` is the outputs directory."""
+    """A LocalTracker whose run directory a thread delivers to MLflow. `root` is the outputs directory; `keep` is the
+    `metrics_length` of `open_tracker`."""
 
     def __init__(self, directory: Path, root: Path, experiment_name: str, run_name: str, keep: int | None = None):
         super().__init__(directory, experiment_name, run_name, keep)
@@ -93,7 +94,7 @@ class MlflowTracker(LocalTracker):
                 if not self._warned and not closing:
                     self._warned = True
                     logger.warning(
-                        "MLflow at %s fails (%s). The run goes on; its metrics are in %s",
+                        "MLflow at %s fails (%s). The run continues; its metrics are in %s",
                         without_credentials(self._delivery.uri),
                         one_line(error, self._delivery.uri),
                         self._logger.path,

@@ -40,7 +40,7 @@ class Tracker(Protocol):
     cannot be written."""
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Log metrics (DESIGN.md, 7) after `step` completed optimizer steps, from 1."""
+        """Log metrics by name after `step` completed optimizer steps, from 1."""
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log parameters by dotted keys. The first value of a parameter stays; a resume with another value adds it,

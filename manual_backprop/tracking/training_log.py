@@ -1,6 +1,6 @@
 """Writing and reading a run's metrics: `TrainingLogger` and `load_training_log`, which also work without the Runner.
 
-`LogReader` is the same for whoever follows a run: it reads only what is new.
+`LogReader` follows a run: each of its reads returns only what is new.
 
 Needs no Hydra, no MLflow and no torch. metrics_file.py describes the schema of the file.
 """
@@ -11,7 +11,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -33,7 +33,7 @@ class TrainingLogger:
 
     `keep` [bytes] cuts the file back to the length that a checkpoint remembers: what lies beyond is moved to
     superseded.jsonl. `config`, a mapping or a dataclass such as the model's own config, is written into
-    `<directory>/config.yaml`; what is in it may be nested. Raises StorageError where the directory cannot be written,
+    `<directory>/config.yaml`; what is in it may be nested. Raises StorageError if the directory cannot be written,
     InputError for a file that is there and holds no metrics, and for a config of another kind.
 
     >>> logger = TrainingLogger("logged", config={"seed": 1, "model": {"d_model": 64}})
@@ -51,7 +51,7 @@ class TrainingLogger:
         with storage_errors(f"create {self.directory}"):
             self.directory.mkdir(parents=True, exist_ok=True)
         if plain is not None:  # JSON, which is YAML as well
-            text = json.dumps(plain, indent=1, default=_plain) + "\n"
+            text = json.dumps(plain, indent=1) + "\n"
             write_atomically(self.directory / CONFIG_FILE, text.encode())
         self._file = MetricsFile(self.directory / METRICS)
         if keep is not None:
@@ -59,7 +59,7 @@ class TrainingLogger:
 
     @property
     def path(self) -> Path:
-        """Of metrics.jsonl."""
+        """The path of metrics.jsonl."""
         return self._file.path
 
     @property
@@ -76,9 +76,9 @@ class TrainingLogger:
 
     def log_validation(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Metrics of an evaluation; a name without `validation/` gets it. Raises InputError as `log_step`."""
-        self._file.append(
-            step, {name if name.startswith(_VALIDATION) else _VALIDATION + name: metrics[name] for name in metrics}
-        )
+        if isinstance(metrics, Mapping):  # anything else `append` refuses
+            metrics = {_VALIDATION + str(name).removeprefix(_VALIDATION): value for name, value in metrics.items()}
+        self._file.append(step, metrics)
 
     def sync(self) -> int:
         """Sync the file to the disk and return its length, which a checkpoint records. Raises StorageError."""
@@ -254,7 +254,7 @@ class LogReader:
 def load_training_log(run: str | Path, root: str | Path = "outputs") -> TrainingLog:
     """Read the log of a run in any state, given as its directory, its metrics.jsonl, or its id below `root`.
 
-    Where a step was logged twice (before and after a resume), the last value counts. Raises InputError where there is
+    Where a step was logged twice (before and after a resume), the last value counts. Raises InputError if there is
     no such run, or its metrics are of another version.
 
     >>> logger = TrainingLogger("finished")
@@ -315,14 +315,20 @@ def _plain_config(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A part of a config that JSON does not know: as a dict, a list, or else as text."""
+    """A config, or a part of it, as JSON knows it: what is no number, text, mapping or list becomes text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, type | bytes):
+        return str(value)
     if hasattr(value, "to_dict"):  # a run's config
         value = value.to_dict()
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+    elif is_dataclass(value):
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): one for key, one in value.items()}
-    return [*value] if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes) else str(value)
+        return {str(key): _plain(one) for key, one in value.items()}
+    if hasattr(value, "tolist"):  # numbers of numpy and torch
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, Sequence | Set) else str(value)
 
 
 def _tags(tracked: Mapping[str, Any]) -> dict[str, str]:

@@ -39,6 +39,8 @@ and a sweep means its best run; RUN@last and RUN@STEP, as in last@850, name othe
 
 @dataclass(frozen=True)
 class Found:
+    """A checkpoint, and the run that saved it."""
+
     checkpoint: Path
     run: Path | None  # the run directory, if the checkpoint is in one
 

@@ -1,4 +1,4 @@
-"""A trained model as MLflow serves it: from texts to texts, or as its task's signature says.
+"""A trained model as MLflow serves it: it maps texts to texts, or what the signature of its task describes.
 
 Not here: the files of MLflow's model (`tracking.mlflow_model`).
 """
@@ -16,7 +16,7 @@ from ..tracking.mlflow_model import SAMPLING, SEARCH, reads_sources, state_of
 
 
 class Served(ABC):
-    """A model from texts to texts, as MLflow calls it. The same parameters give the same texts."""
+    """A model that maps texts to texts, with the interface that MLflow calls. Equal parameters give equal texts."""
 
     params: Mapping[str, tuple[str, float]]  # name -> type and default value
 
@@ -25,11 +25,11 @@ class Served(ABC):
         InputError."""
         unknown = sorted(set(params or {}) - set(self.params))
         if unknown:
-            raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(self.params)}")
+            raise InputError(f"there is no parameter {unknown[0]!r}: expected {', '.join(self.params)}")
         chosen = {name: default for name, (_, default) in self.params.items()} | (params or {})
         return self._answers(texts_of(model_input), chosen)
 
-    @abstractmethod
+    @abstractmethod  # `chosen` has a value for each of `params`
     def _answers(self, texts: list[str], chosen: dict[str, Any]) -> list[str]: ...
 
 
@@ -66,7 +66,7 @@ class ServedSequences(Served):
 
 
 class ServedModel(Served):
-    """A language model, from texts to their continuations."""
+    """A language model: it maps each text to a continuation."""
 
     params = SAMPLING
 
@@ -100,7 +100,7 @@ class ServedModel(Served):
 
 
 class ServedTask:
-    """A model whose task has its own `signature`, built from the checkpoint's files."""
+    """A model whose task defines its own `signature`. The model and the task are built from the checkpoint's files."""
 
     def __init__(self, checkpoint: Path):
         """Verifies every byte of the checkpoint. Raises CheckpointError."""
@@ -118,7 +118,7 @@ class ServedTask:
 
 
 def load_pyfunc(path: str) -> Served | ServedTask:
-    """The served model in the folder of a checkpoint; MLflow calls this function by its name."""
+    """Load the model of a checkpoint's folder. MLflow calls this function by its name. Raises CheckpointError."""
     checkpoint = Path(path)
     state = state_of(checkpoint)
     if "signature" in state:

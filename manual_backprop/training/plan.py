@@ -167,7 +167,7 @@ def plan_page(plan: Plan) -> str:
         "an epoch": f"{about}{epoch:,.1f} steps" if epoch else "",
         "in all": f"{plan.max_steps:,} steps, {plan.max_steps * tokens_per_step:,} tokens"
         + (f", {about}{plan.max_steps / epoch:,.2f} epochs" if epoch else ""),
-        "goes on": f"after step {plan.first_step:,}: {plan.steps:,} steps are left" if plan.first_step else "",
+        "continues": f"after step {plan.first_step:,}: {plan.steps:,} steps are left" if plan.first_step else "",
         "arithmetic": f"{flops:,} FLOPs a token, {flops * tokens_per_step:.3g} a step, "
         f"{flops * tokens_per_step * plan.steps:.3g} in all",
         "memory": f"about {gigabytes(memory.peak)} at the peak: {gigabytes(memory.process)} the process with its "

@@ -136,9 +136,9 @@ class RunReport:
     def print_pending(self) -> None:
         """Prints the steps and evaluations since the last call. Called after a save, so that a blocked terminal delays
         no checkpoint."""
-        untold, self._unprinted = self._unprinted, []
-        for say in untold:
-            say()
+        pending, self._unprinted = self._unprinted, []
+        for show in pending:
+            show()
 
     def final(self, final: Final) -> None:
         """Logs what the task adds at the end of a run."""
@@ -190,7 +190,7 @@ class RunReport:
             for path in draw_inspection(load_training_log(self.directory.path), folder, title, network, facts.task):
                 self.tracker.log_artifact(path, INSPECTION)
         except Exception as error:  # a failed picture must not fail the run
-            log.warning("The pictures of training.inspect_every cannot be drawn: %s. The run goes on without.", error)
+            log.warning("The pictures of training.inspect_every cannot be drawn: %s. The run continues.", error)
 
     def failure(self, error: BaseException) -> None:
         """Writes the traceback of an error to run.log and as an artifact."""

@@ -33,7 +33,7 @@ def rerun(which: str, overrides: Sequence[str], root: Path) -> None:
     from manual_backprop.common.interruption import Interruption
     from manual_backprop.common.origin import Origin
     from manual_backprop.tracking.run_log import warnings_to_terminal
-    from manual_backprop.training.runner import Runner  # torch, only now
+    from manual_backprop.training.runner import Runner  # imports torch, so only after the arguments are checked
 
     warnings_to_terminal()
     with Interruption() as interruption:

@@ -9,7 +9,7 @@ from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import WITH_FORMAT, DatasetConfig, RunConfig
 
 
-def _of_files(dataset: DatasetConfig) -> dict[str, str | None]:
+def _paths_of(dataset: DatasetConfig) -> dict[str, str | None]:
     """The keys of a dataset that are paths; for two parallel files with a common prefix, the path of the sources."""
     if dataset.format == "hub":
         return {"dataset.path": None}
@@ -30,13 +30,15 @@ def missing_here(config: RunConfig) -> list[str]:
     if config.dataset.name in ("text", "jsonl", "parquet"):
         paths["dataset.test"] = config.dataset.test  # for other formats it is the name of a split
     if config.dataset.name in WITH_FORMAT:
-        paths |= _of_files(config.dataset)
+        paths |= _paths_of(config.dataset)
     paths["tokenizer.source_path"] = config.tokenizer.source_path
     for key, path in paths.items():
         if path is not None and not (os.path.isfile(place := Path(path).expanduser()) or os.path.isdir(place)):
             hub = "; a dataset of the hub needs dataset.format=hub" * (key == "dataset.path" and path.count("/") == 1)
             hub *= config.dataset.name in WITH_FORMAT
-            violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}{hub}")
+            violations.append(
+                f"{key}={shown(path)}: there is no such file or folder (working directory: {Path.cwd()}){hub}"
+            )
     if config.resume not in (None, "last", "best"):  # these two need the checkpoints, which the run itself reads
         from manual_backprop.tracking.run_directory import find_run
 
@@ -48,8 +50,8 @@ def missing_here(config: RunConfig) -> list[str]:
         capabilities = compute_capabilities()
         if not capabilities:
             violations.append(
-                "device=cuda: no NVIDIA GPU can be used on this machine; use device=cpu, or device=auto to take a GPU "
-                "only where there is one"
+                "device=cuda: no NVIDIA GPU can be used on this machine; use device=cpu, or device=auto for a GPU "
+                "if there is one"
             )
         elif (index := config.device.index or 0) >= len(capabilities):
             count = len(capabilities)
@@ -61,7 +63,7 @@ def missing_here(config: RunConfig) -> list[str]:
             major, minor = capabilities[index]
             violations.append(
                 f"precision={name}: this GPU (compute capability {major}.{minor}) has no "
-                f"{'TF32' if name == 'tf32' else 'bfloat16'}, which came with 8.0; use precision=fp16_mixed or fp32"
+                f"{'TF32' if name == 'tf32' else 'bfloat16'}, which needs 8.0 or more; use precision=fp16_mixed or fp32"
             )
     elif config.precision.name == "tf32" and not compute_capabilities():
         violations.append("precision=tf32: only an NVIDIA GPU has it, and there is none here; use precision=fp32")

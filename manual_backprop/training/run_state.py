@@ -28,7 +28,7 @@ from .run_facts import RunFacts
 
 log = logging.getLogger(__name__)
 
-HIGHER = 1.1  # times the rate that would have come: from here on a jump is reported
+HIGHER = 1.1  # times the rate of the checkpoint's own schedule: a next rate above that is reported as a jump
 
 
 def tensors_of(model: NetworkWrapper, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -51,7 +51,8 @@ def state_of(facts: RunFacts, metrics_length: int, improvement: Improvement) -> 
 
 
 def restore(model: NetworkWrapper, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
-    """Restores parameters, optimizer and step. Raises InputError, and changes nothing, if they do not fit."""
+    """Restores parameters, optimizer and step. Raises InputError if the checkpoint belongs to another network or
+    optimizer."""
     model.network.load_parameters(checkpoint.tensors["parameters"])
     optimizer.load_state(checkpoint.tensors["optimizer"])
     optimizer.reset_longest_nonfinite()
@@ -62,7 +63,7 @@ def report_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirect
     """Reports what has changed in a resumed run, on the terminal and in run.json."""
     settings = changed_settings(facts.config, checkpoint)
     now = environment_of(facts.model.network)
-    around = differing(checkpoint.state["made_with"], now)
+    environment = differing(checkpoint.state["made_with"], now)
     version = other_version(environment_of_run(directory.path) | checkpoint.state["made_with"], now)
     if settings:
         changes = (f"{key}={shown(now)} (was {shown(before)})" for key, (before, now) in settings.items())
@@ -70,11 +71,11 @@ def report_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirect
     if jump := _jump_of_the_rate(facts, checkpoint):
         log.warning("%s", jump)
     if version:
-        log.warning("Another version resumes this run, and the same bits are promised within one only: %s.", version)
-    if around:
-        log.warning("The last bits will differ from those of an uninterrupted run: %s.", "; ".join(around))
-    around += [version] if version else []
-    changed = {key: list(pair) for key, pair in settings.items()} | ({"made_with": around} if around else {})
+        log.warning("Another version resumes this run; bitwise the same results need the same version: %s.", version)
+    if environment:
+        log.warning("The last bits will differ from those of an uninterrupted run: %s.", "; ".join(environment))
+    environment += [version] if version else []
+    changed = {key: list(pair) for key, pair in settings.items()} | ({"made_with": environment} if environment else {})
     directory.resume(facts.first_step, changed)
 
 

@@ -2,8 +2,8 @@
 
     RunConfig -> task -> model, optimizer, order of batches -> run directory, tracker -> loop -> summary
 
-The task (`tasks/`) defines what is learned, the network what a step computes, and the report what is logged; it gets
-the facts of a run and not the Runner.
+The task (`tasks/`) defines what is learned, the network what a step computes, and the report what is logged. The report
+gets the facts of a run and not the Runner.
 The loop reads a value from the device only every `log_every` steps, at saves and at the end. A run resumes from its
 checkpoint alone: the step determines the next windows, learning rate and dropout masks.
 """
@@ -81,7 +81,7 @@ def run_job(
 ) -> float:
     """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns its final value, as `Runner.run` does.
 
-    Raises the fitting ManualBackpropError, after the run's status is written.
+    Raises a ManualBackpropError after the run's status is written.
     """
     origin = origin or Origin()
     warnings_to_terminal()
@@ -91,7 +91,7 @@ def run_job(
         else:
             with joined(config) as group:
                 loss = _run_job(config, root / "outputs", origin, interruption, group)
-        interruption.raise_if_received("the run had come to its end already.")  # only a sweep stops here
+        interruption.raise_if_received("the run was already complete.")  # only a sweep stops here
         return loss
 
 
@@ -101,7 +101,7 @@ def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Int
     if group.is_first:
         close_dead_runs(outputs)
         resumed = None if config.resume is None else open_resumed(config, outputs)
-    group.gathered(None)  # the first has marked dead runs, and owns this one
+    group.gathered(None)  # waits until the first process has marked dead runs and owns this one
     if config.resume is not None and resumed is None:
         resumed = open_resumed(config, outputs, owned=False)
     try:
@@ -161,12 +161,12 @@ class Runner:
         self.improvement = Improvement.of(None if self.checkpoint is None else self.checkpoint.state.get("improvement"))
         # the learning rate of each step, by its number from 1
         self.learning_rate = build_schedule(config, self.max_steps, self.improvement)
-        self.agreed = Requests()  # of all processes, in the last step
+        self.agreed = Requests()  # the requests of all processes together, as of the last step
         self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
         self.evaluated: tuple[int, Evaluated] | None = None  # the step of the last evaluation, and its result
-        self.predictions: list[str] = []  # its texts
-        self.final = Final()  # what the task adds at the end
-        self.directory: RunDirectory | None = None  # once it runs
+        self.predictions: list[str] = []  # the texts that the task predicted at that evaluation
+        self.final = Final()  # results that the task adds at the end of the run
+        self.directory: RunDirectory | None = None  # set by `run`
         if self.checkpoint is not None:
             restore(self.model, self.optimizer, self.checkpoint)
         self.first_step = self.step
@@ -202,7 +202,7 @@ class Runner:
             torch.set_num_threads(threads)
 
     def _set_gpu(self) -> None:
-        """Selects the GPU of the config, and turns on deterministic algorithms if it says so."""
+        """Selects the config's GPU, and turns deterministic algorithms on or off (device.deterministic)."""
         device = self.config.network_config(1).get_device()
         if device.type != "cuda":
             return
@@ -235,7 +235,7 @@ class Runner:
         """Trains to the end, or until an exception; the run's status says which. Returns the final validation loss, or
         the other metric by which the task chooses the best checkpoint.
 
-        From here on a signal is deferred until the loop, or a point between two parts of the start, handles it.
+        From here on a signal is only recorded; the next `interruption_point` handles it.
         """
         cut_short = self.group.from_first(
             lambda: self.resumed is not None and self.resumed.directory.read()["status"] != FINISHED
@@ -243,12 +243,12 @@ class Runner:
         if self.is_over and self.step < self.max_steps and not cut_short:
             raise InputError(
                 f"The run has stopped early, after {self.step} steps: {self._without_improvement}. Give a larger "
-                "training.patience, or training.patience=null, to go on."
+                "training.patience, or training.patience=null, to continue."
             )
         if self.step > self.max_steps or (self.step == self.max_steps and not cut_short):
             raise InputError(
                 f"The run has made {self.step} steps already and training.max_steps is {self.max_steps}: "
-                "give a larger training.max_steps to go on."
+                "give a larger training.max_steps to continue."
             )
         # The disk must have room for two checkpoints: the newest one, and the next one while it is written.
         tensors = tensors_of(self.model, self.optimizer)
@@ -257,7 +257,7 @@ class Runner:
             checkpoints.check_free_space(tensors, copies=2 - bool(self.checkpoint))
         del tensors
         self.interruption.defer()
-        self.interruption.raise_if_received("nothing was trained yet, so there was nothing to save.")
+        self.interruption.raise_if_received("no step was made, so there was nothing to save.")
         if not self.group.is_first:
             return self._follow()
         directory, tracker = self._open_run()
@@ -297,7 +297,7 @@ class Runner:
 
     def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
         training = self.config.training
-        seconds, steps = 0.0, 0  # of training only, since the last log
+        seconds, steps = 0.0, 0  # since the last log; without evaluations and saves
         self.saved_at = time.monotonic()
         while not self.is_over:
             self.interruption_point(directory, tracker)
@@ -344,6 +344,7 @@ class Runner:
             report.final(self.final)
 
     def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
+        """Reports a step; with label smoothing also its loss without. `seconds` is the mean time of a step."""
         unsmoothed = None
         if self.config.training.label_smoothing:
             batches = self.order.batches(self.step - 1, self.model.network.device)[1]
@@ -363,7 +364,7 @@ class Runner:
         self._check_finite()  # before saving: a resumed run would not know of these steps
         path = self._save(directory, tracker)
         self.interruption.raise_if_received(
-            f"saved {path} after {self.step} steps; go on with resume={directory.run_id}"
+            f"saved {path} after {self.step} steps; continue with resume={directory.run_id}"
         )
 
     def train_step(self) -> tuple[Tensor, float, Tensor]:
@@ -399,7 +400,7 @@ class Runner:
             raise NotFiniteError(
                 f"The loss or the gradient norm was not finite in {new} of the last steps, up to step {self.step}. "
                 "Nothing was updated in them. Try a smaller optimizer.learning_rate or a longer schedule.warmup_ratio; "
-                "training.non_finite=skip goes on without such steps."
+                "training.non_finite=skip leaves such steps out."
             )
         if training.non_finite == "skip" and longest >= training.non_finite_limit:
             raise NotFiniteError(
@@ -447,20 +448,23 @@ class Runner:
         return directory, tracker
 
     def _model(self) -> dict[str, Any]:
-        """The network as it was built, for run.json: with what the tokenizer, for example, has added to the config."""
+        """The config of the network as it was built, for run.json; the vocabulary size, say, is the tokenizer's."""
         network = self.model.network
         built = {"implementation": self.config.implementation.name, "parameters": network.count_parameters()}
         return asdict(network.config) | built
 
     def _evaluate(self, report: RunReport) -> None:
-        """Evaluates on the validation split, and reports the metrics."""
+        """Evaluates on the validation split and reports the metrics. Raises NotFiniteError if the best one is not."""
         task, schedule = self.task, self.config.schedule
         evaluated = self._measure()
         self.improvement.see(evaluated.metrics[task.best_metric], task.best_is_highest, schedule.patience)
         if self.is_over and self.config.training.eval_batches is not None and self.step < self.max_steps:
             evaluated = self._measure()
         report.evaluation(evaluated)
-        name, value = task.best_metric, evaluated.metrics[task.best_metric]
+        name, value = (
+            task.best_metric,
+            evaluated.metrics[task.best_metric],
+        )  # the metric that chooses the best checkpoint
         if not math.isfinite(value):
             raise NotFiniteError(
                 f"The {name.replace('/', ' ')} after step {self.step} is {value}: the parameters have diverged. Try a "
@@ -472,7 +476,7 @@ class Runner:
         self._tolerating_storage_errors(lambda: report.samples(self.predictions))
 
     def _measure(self) -> Evaluated:
-        """Evaluates; the last evaluation of a run is over the whole split."""
+        """Metrics on the validation split: on `eval_batches` of it, on all of it in a run's last evaluation."""
         limit = None if self.is_over else self.config.training.eval_batches
         evaluated = self.task.evaluate(self.model, limit)
         self.evaluated = self.step, evaluated
@@ -483,7 +487,7 @@ class Runner:
         try:
             write()
         except StorageError as error:
-            log.warning("%s. The run goes on without it.", error)
+            log.warning("%s. The run continues without it.", error)
 
     def _save(self, directory: RunDirectory, tracker: Tracker) -> Path | None:
         """Saves a checkpoint and returns its path; None if the disk was full and the run can continue without it."""
@@ -507,7 +511,7 @@ class Runner:
         except StorageError as error:
             if self.is_over or self.interruption.received is not None:
                 raise
-            log.warning("%s. The run goes on without this checkpoint.", error)
+            log.warning("%s. The run continues without this checkpoint.", error)
             return None
         tracker.log_checkpoints()
         return path

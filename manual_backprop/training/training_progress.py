@@ -17,7 +17,7 @@ SHARES = {"accuracy": ("accuracy", VALIDATION, "o"), "exact_match": ("exact matc
 
 @picture
 def draw_training_progress(log: TrainingLog, path: Path, title: str) -> None:
-    """Writes a PNG: losses [nats a token] with those of the count-based models, and accuracies if there are any."""
+    """Writes a PNG: losses [nats per token] with those of the count-based models, and accuracies if there are any."""
     shares = [name for name in SHARES if log.validation.get(f"validation/{name}") is not None]
     figure = new_figure(12 if shares else 8, 4.8, dpi=120)
     figure.suptitle(title, fontsize=11, parse_math=False)
@@ -42,7 +42,7 @@ def _draw_losses(axes: Axes, log: TrainingLog) -> None:
     for name, style in (("unigram", ":"), ("bigram", "--")):
         if (series := log.validation.get(f"validation/{name}_loss")) is not None:
             axes.axhline(series.values[-1], color=SIMPLE, linestyle=style, linewidth=1.2, label=f"{name} model")
-    axes.set_ylabel("loss [nats a token]")
+    axes.set_ylabel("loss [nats per token]")
 
 
 def _draw_shares(axes: Axes, log: TrainingLog, names: list[str]) -> None:

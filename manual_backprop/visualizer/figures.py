@@ -42,7 +42,7 @@ UNDRAWN = ("validation/loss", "validation/perplexity", "validation/unigram_loss"
 
 
 def create_loss_curves(logs: Logs, *, strong: int = STRONG, **view: Any) -> Figure:
-    """Training loss as a line and validation loss with markers [nats a token, of a language model]."""
+    """Training loss as a line and validation loss with markers [nats per token, of a language model]."""
     return figure_of(loss_curves(logs, View(**view), strong))
 
 

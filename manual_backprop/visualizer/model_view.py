@@ -27,7 +27,7 @@ PROBABILITIES = "probabilities"
 
 @dataclass(frozen=True)
 class Attention:
-    """Of one layer: probabilities (H, T, S), and the tokens of its T rows and S columns; rows look at columns."""
+    """The attention probabilities of one layer, (H, T, S): rows are the T queries, columns the S keys, with tokens."""
 
     heads: np.ndarray
     rows: list[str]
@@ -128,8 +128,8 @@ def shown(token: str) -> str:
 
 
 def attention_map(seen: Attention) -> dict[str, Any]:
-    """All heads of one layer as a plotly figure, four beside each other. A square's colour is the root of its
-    probability, since most of them are small; where nothing can be seen, there is none."""
+    """All heads of one layer as a plotly figure, four in a row. The colour is the square root of the probability, since
+    most are small; keys that a query cannot see have none."""
     heads = seen.heads
     count, places, _ = heads.shape
     columns = min(COLUMNS, count)

@@ -1,4 +1,4 @@
-"""How many parameters a network has, from its config alone: nothing is built, and nothing is assumed."""
+"""How many parameters a network has, from its config alone: no network is built, and no missing size is assumed."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,10 +14,10 @@ SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
 
 
 def estimate_model_params(config: Any) -> int:
-    """As many as `count_parameters()` of the network counts.
+    """The number of parameters, as the network's `count_parameters()` counts them.
 
     `config` is a CustomTransformerConfig or a mapping of its fields, the `model` of a log (or the log itself), or the
-    config of a run whose vocabulary it tells. Raises InputError where a size is missing: no vocabulary is assumed.
+    config of a run whose vocabulary it tells. Raises InputError if a size is missing: no vocabulary is assumed.
     """
     if isinstance(config, TrainingLog):
         config = config.model or config.config
@@ -27,12 +27,12 @@ def estimate_model_params(config: Any) -> int:
     if not isinstance(config, Mapping):
         raise InputError(f"config={config!r}: expected a CustomTransformerConfig, a mapping or a training log")
     if isinstance(config.get("parameters"), int):
-        return int(config["parameters"])  # a run counted them
+        return int(config["parameters"])  # counted by a run
     network = _network_of_run(config) if isinstance(config.get("model"), Mapping) else dict(config)
-    needed = [name for name in SIZES if name != "vocab_size" or network.get("n_inputs") is None]  # which reads numbers
+    needed = [name for name in SIZES if name != "vocab_size" or network.get("n_inputs") is None]  # n_inputs: no tokens
     if missing := [name for name in needed if network.get(name) is None]:
         raise InputError(
-            f"the config does not say {', '.join(missing)}: give the network's own config (model.config), or the "
+            f"the config has no {', '.join(missing)}: give the network's own config (model.config), or the "
             "`model` of a log that a run has written"
         )
     known = {name: value for name, value in network.items() if name in CustomTransformerConfig.__dataclass_fields__}
@@ -46,7 +46,7 @@ def estimate_model_params(config: Any) -> int:
 
 
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's whole config; what its examples add to it, a run alone can tell."""
+    """The network's config from the config of a run. Only a run knows what its examples add, such as their labels."""
     from manual_backprop.tasks import task_named  # torch
     from manual_backprop.tasks.language_model import SAME_EVERYWHERE
 

@@ -233,8 +233,8 @@ def smoothed(log: TrainingLog, metric: str, points: Points, span: float) -> Poin
 
 
 def reduced(points: Points, view: View) -> Points:
-    """As many points as a screen can show: the smallest and the largest of each bucket, and both ends; all points if
-    they are few, or few remain after zooming. Non-finite points are left out (marks show them)."""
+    """The points reduced to as many as a screen can show: the smallest and the largest of each bucket, and both ends.
+    All points if they are few, or few remain after zooming. Non-finite points are left out (marks show them)."""
     x, y = points.x, points.y
     if view.low is not None and view.high is not None and len(x):
         # one more point on either side, so that lines continue to the edge of the picture

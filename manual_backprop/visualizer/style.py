@@ -102,7 +102,7 @@ def _note(view: View, logs: Logs, metrics: Sequence[str]) -> str:
 
 def loss_unit(logs: Logs) -> str:
     texts = [isinstance(log.config.get("tokenizer"), dict) for log in logs.values()]
-    return "nats a token" if texts and all(texts) else "loss"
+    return "nats per token" if texts and all(texts) else "loss"
 
 
 def safe_part(name: str) -> str:

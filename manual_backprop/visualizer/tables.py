@@ -27,6 +27,7 @@ ABSENT = "-"
 
 
 def best_metric(log: TrainingLog) -> str:
+    """The metric that chose the best checkpoint of the run."""
     return str(log.run.get("best_metric") or BEST_METRIC)
 
 
@@ -44,7 +45,8 @@ def best_value(log: TrainingLog, metric: str) -> tuple[float, int] | None:
 
 
 def best_run(logs: Logs) -> str | None:
-    """The run with the best value of a comparable metric; None if the runs have different metrics."""
+    """The name of the run with the best value of the metric that all share; None if they have different metrics, or if
+    fewer than two have a value."""
     metrics = {(best_metric(log), highest_is_best(log)) for log in logs.values()}
     if len(metrics) > 1:
         return None
@@ -56,11 +58,11 @@ def best_run(logs: Logs) -> str | None:
 
 
 def summary(log: TrainingLog) -> dict[str, Any]:
-    """The summary of a run; numbers are not formatted, unknown values are None."""
+    """The summary of a run: numbers unformatted, seconds as a float, None for unknown values."""
     metric = best_metric(log)
     best, values = best_value(log, metric), points_of(log, metric).y
     speeds = [speed for speed in points_of(log, "tokens_per_second").y.tolist() if math.isfinite(speed)]
-    made = log.run.get("made_with") or {}
+    environment = log.run.get("made_with") or {}
     settings = flatten(with_defaults(log.config)) if "training" in log.config else flatten(log.config)
     return {
         "run": log.path.name,
@@ -77,8 +79,8 @@ def summary(log: TrainingLog) -> dict[str, Any]:
         "last": float(values[-1]) if len(values) else None,
         "seconds": _duration(log),
         "tokens a second": statistics.median(speeds) if speeds else None,
-        "machine": _machine(log, made),
-        "commit": log.tags.get("git_commit", str(made.get("commit") or "")).partition(" ")[0][:12] or None,
+        "machine": _machine(log, environment),
+        "commit": log.tags.get("git_commit", str(environment.get("commit") or "")).partition(" ")[0][:12] or None,
         "started": log.run.get("created_at"),
         "resumes": len(log.resumes),
     }
@@ -90,7 +92,7 @@ def _last(log: TrainingLog, metric: str) -> float | None:
 
 
 def _duration(log: TrainingLog) -> float | None:
-    """The duration of a run [s], without pauses between an end and a resume."""
+    """The time that a run has trained [s], without the pauses before it was resumed."""
     import numpy as np
 
     main = [series for part in (log.training, log.validation) for series in part.values() if series.times_ms]
@@ -100,8 +102,9 @@ def _duration(log: TrainingLog) -> float | None:
     return float(places_of(log, np.array(latest.steps[-1:]), np.array(latest.times_ms[-1:]), "seconds")[0])
 
 
-def _machine(log: TrainingLog, made: Mapping[str, Any]) -> str | None:
-    parts = [made.get("processor"), f"{made['threads']} threads" if made.get("threads") else None]
+def _machine(log: TrainingLog, environment: Mapping[str, Any]) -> str | None:
+    threads = environment.get("threads")
+    parts = [environment.get("processor"), f"{threads} threads" if threads else None]
     parts.append(log.tags.get("device") or log.model.get("device"))
     return ", ".join(str(part) for part in parts if part) or None
 
@@ -130,6 +133,7 @@ def _sources(path: Path) -> dict[str, str]:
 
 
 def as_text(value: Any) -> str:
+    """A value of a config as it is shown; floats have 12 digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):

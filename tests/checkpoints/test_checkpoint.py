@@ -18,7 +18,7 @@ import torch
 from small_disk import run_on_small_disk
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, step_of, verify
-from manual_backprop.common.errors import CheckpointError, StorageError
+from manual_backprop.common.errors import CheckpointError, InputError, StorageError
 
 
 def some_tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -266,7 +266,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path: Path) -> None:
     checkpoints.save(1, some_tensors(), {})
     with pytest.raises(StorageError, match=r"step-000002.*No such file"):
         checkpoints.save(2, some_tensors(), {}, files=[tmp_path / "absent.json"])
-    with pytest.raises(TypeError):
+    with pytest.raises(InputError, match="state is not JSON"):
         checkpoints.save(2, some_tensors(), {"not JSON": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert checkpoints.load().step == 1

@@ -54,6 +54,14 @@ def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     assert torch.equal(values(models[0]), values(models[1]))
     with pytest.raises(CheckpointError, match="holds the state of another optimizer"):
         checkpoints.load_checkpoint(models[1], optimizer=models[1].network.sgd(0.1, 0.9))
+    with pytest.raises(InputError, match=r"optimizer is a SGD; expected what `model.network.adamw` or `sgd` returned"):
+        checkpoints.save_checkpoint(models[0], optimizer=torch.optim.SGD([IDS.float()], lr=1))  # type: ignore[arg-type]
+    wider = CustomTransformerWrapper(**SIZES | {"d_model": 16}).network.adamw(0.1, (0.9, 0.99), 1e-8)
+    models[1].train_step(IDS, IDS, learning_rate=0.1)
+    before = values(models[1])
+    with pytest.raises(CheckpointError, match="holds the state of another optimizer"):
+        checkpoints.load_checkpoint(models[1], optimizer=wider)
+    assert torch.equal(values(models[1]), before)
     checkpoints.save_checkpoint(models[0], step=4)
     before = values(models[1])
     models[0].train_step(IDS, IDS, learning_rate=0.1)
@@ -64,7 +72,7 @@ def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     checkpoints, model = CheckpointManager(tmp_path), CustomTransformerWrapper(**SIZES)
-    for wrong in (model.network, torch.nn.Linear(2, 2)):
+    for wrong in (model.network, torch.nn.Linear(2, 2), CustomTransformerWrapper):
         for use in (checkpoints.save_checkpoint, checkpoints.load_checkpoint):
             with pytest.raises(
                 InputError,
@@ -73,8 +81,15 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
                 use(wrong)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match="state has network, which the model writes itself"):
         checkpoints.save_checkpoint(model, state={"network": {}})
+    with pytest.raises(InputError, match=r"state is not JSON .*Tensor.*; expected numbers, text, None, and lists"):
+        checkpoints.save_checkpoint(model, state={"loss": torch.ones(())})
+    with pytest.raises(InputError, match="metric='low': expected one number"):
+        checkpoints.save_checkpoint(model, metric="low")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"step=3.0: a checkpoint counts completed optimizer steps"):
+        checkpoints.save_checkpoint(model, step=3.0)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoints.load_checkpoint(model)
-    checkpoints.save_checkpoint(EncoderDecoderWrapper(**SIZES))
+    checkpoints.save_checkpoint(EncoderDecoderWrapper(**SIZES), step=torch.tensor(7))  # type: ignore[arg-type]
+    assert [path.name for path in checkpoints.list()] == ["step-000007"]
     with pytest.raises(CheckpointError, match="network is encoder_decoder there and decoder here"):
         checkpoints.load_checkpoint(model)

@@ -77,7 +77,7 @@ REFUSED: list[tuple[str, str]] = [
     ("model.d_model.x=64", "did you mean model.d_model?"),
     ("run_name=${oc.env:HOME}", 'the shell fills in "$HOME"'),
     ("tags={note:'${oc.env:HOME}'}", "tags.note"),
-    ("training.sample_prompts=['${now:%Y}']", "only another key"),
+    ("training.sample_prompts=['${now:%Y}']", "refer only to a key"),
     ("tags._target_=os.system", "_target_ is not supported"),
     ("+hydra.callbacks.x={_target_:os.system}", "_target_ is not supported"),
     ("hydra.sweeper.params={seed:'1,2'}", "-m seed=1,2,3"),

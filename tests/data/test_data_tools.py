@@ -427,7 +427,7 @@ def test_any_path_comes_back_from_what_is_pasted(path: str) -> None:
     [
         (tokenization.main, ["analize"], "did you mean analyze"),
         (tokenization.main, ["analyze", "bad.jsonl"], "line 2: this is not JSON"),
-        (tokenization.main, ["analyze", "bad.jsonl", "--picture", "x.jpg"], "the name of a PNG"),
+        (tokenization.main, ["analyze", "bad.jsonl", "--picture", "x.jpg"], "must end in .png"),
         (tokenization.main, ["analyze", "bad.jsonl", "--text-key", "body"], "there is no 'body', only 'text'"),
         (tokenization.main, ["train", "registry", "bad.jsonl", "many"], "must be a whole number"),
         (tokenization.main, ["train", "registry", "bad.jsonl", "100"], "give at least 260"),

@@ -278,7 +278,10 @@ def test_a_library_belongs_to_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.parametrize(
     ("cxx", "words"),
-    [("g++ -O2", "CXX is 'g++ -O2', which is no program here"), ("", "no C++ compiler was found: install g++")],
+    [
+        ("g++ -O2", "CXX is 'g++ -O2', which is not a program on this machine"),
+        ("", "no C++ compiler was found: install g++"),
+    ],
 )
 def test_without_a_compiler_the_reason_says_what_was_looked_for(
     cxx: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

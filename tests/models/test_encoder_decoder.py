@@ -223,7 +223,7 @@ def test_behind_the_end_there_is_padding(beams: int) -> None:
         ({"source": torch.ones(4, 3)}, "source has shape .* torch.float32; expected whole numbers"),
         ({"source": torch.ones(4, 3).long(), "source_lengths": torch.tensor([1, 2, 3, 4])}, "whole numbers, 0 to 3"),
         ({"source": torch.ones(4, 3).long(), "source_lengths": torch.tensor([1, 2])}, "expected 4 whole numbers"),
-        ({"source_lengths": torch.tensor([1, 2, 3, 4])}, "source_lengths are given beside a list"),
+        ({"source_lengths": torch.tensor([1, 2, 3, 4])}, "source_lengths: given together with a list"),
         ({"target": [[BEGIN], [1], [1], [1]]}, "holds 11, which is bos_token_id: give targets without beginning"),
         ({"target": [[1, END], [1], [1], [1]]}, "holds 12, which is eos_token_id"),
         ({"target": [[-1], [1], [1], [1]]}, "target -1"),
@@ -245,7 +245,7 @@ def test_bad_input_changes_nothing(arguments: dict[str, Any], words: str) -> Non
     ("arguments", "words"),
     [
         ({"beams": 0}, "beams=0"),
-        ({"beams": 2, "temperature": 0.5}, "beams=2 with temperature=0.5: a search draws nothing"),
+        ({"beams": 2, "temperature": 0.5}, "beams=2 with temperature=0.5: beam search does not sample"),
         ({"length_penalty": -0.5}, "length_penalty=-0.5"),
         ({"max_new_tokens": 12}, "max_new_tokens=12: the decoder reads max_seq_len=11 tokens at most"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
@@ -343,7 +343,7 @@ def test_an_encoder_learns_classes_and_numbers(tmp_path: Path) -> None:
         ({"targets": [3]}, "class 3"),
         ({"targets": [0, 1]}, r"targets have shape \(2,\)"),
         ({"targets": [0.5]}, "expected whole numbers, a class"),
-        ({"lengths": torch.tensor([1])}, "beside a list"),
+        ({"lengths": torch.tensor([1])}, "together with a list"),
     ],
 )
 def test_an_encoder_refuses_what_cannot_be_read(arguments: dict[str, Any], words: str) -> None:

@@ -379,9 +379,9 @@ def test_a_mapping_with_unknown_keys_is_refused_with_the_nearest_names(make: Any
 
 
 def test_a_mapping_has_everything_in_it() -> None:
-    with pytest.raises(ConfigError, match="n_blocks, seed: given beside a mapping"):
+    with pytest.raises(ConfigError, match="n_blocks, seed: given together with a mapping"):
         CustomTransformerConfig({"d_model": 64}, n_blocks=2, seed=1)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="n_blocks: given beside a config"):
+    with pytest.raises(ConfigError, match="n_blocks: given together with a config"):
         CustomTransformerWrapper({"d_model": 64}, n_blocks=2)
     with pytest.raises(ConfigError, match="d_model='wide': must be a whole number"):
         CustomTransformer({"d_model": "wide"})

@@ -321,10 +321,10 @@ def test_a_run_passes_on_what_the_network_is_made_of() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("model.positions=rotary",), "model.positions=rotary: architecture=gpt2 can have learned, sinusoidal, none"),
+        (("model.positions=rotary",), "model.positions=rotary: architecture=gpt2 supports learned, sinusoidal, none"),
         (
             ("architecture=llama", "model.positions=learned"),
-            "model.positions=learned: architecture=llama can have rotary, none",
+            "model.positions=learned: architecture=llama supports rotary, none",
         ),
         (("model.n_encoder_blocks=2",), "model.n_encoder_blocks=2: network=decoder has no encoder"),
     ],

@@ -1,4 +1,4 @@
-"""Every backward pass against autograd and central differences, in float64 (`pytest -m gradients`; DESIGN.md, rule 1).
+"""Every backward pass against autograd and central differences, in float64 (`pytest -m gradients`).
 
 `mutate.py` runs these tests on broken copies of the backward passes; a copy that passes shows a missing test.
 """

@@ -65,7 +65,7 @@ PEERS = [name for name in ROWS if name not in OURS and not name.endswith(ONEDNN)
         (["--model", "tny"], "tny"),
         (["--rows", "torch"], "torch"),
         (["--precision", "fp33"], "fp33"),
-        (["--case", "C1", "--model", "tiny"], "a case has its own"),
+        (["--case", "C1", "--model", "tiny"], "a case fixes it"),
         (["--case", "C1", "--vocab-size", "65"], "--vocab-size 65"),
         (["--rounds", "0"], "whole number of at least 1"),
         (["--batchsize", "3"], "did you mean --batch-size"),

@@ -202,7 +202,7 @@ def test_what_there_was_no_time_for_is_not_wrong(late: bool, monkeypatch: pytest
     (table,) = correctness.correctness(Setting("cpu", "", 0.0))
     assert bool(table.failures) == (not late)
     assert "0 of 5 measured" in table.remarks[0]
-    assert "for the others there was no time" in table.remarks[0]
+    assert "the time was over before the others" in table.remarks[0]
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,8 @@ def test_every_optimization_is_explained(capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "words"),
     [
         (["--means", "aren"], "aren"),
-        (["--case", "C1", "--model", "tiny"], "a case has its own"),
-        (["--vocab-size", "99"], "a case has its own"),
+        (["--case", "C1", "--model", "tiny"], "a case fixes it"),
+        (["--vocab-size", "99"], "a case fixes it"),
         (["--rounds", "0"], "whole number of at least 1"),
         (["--precison", "fp32"], "did you mean --precision"),
         (["--output", "/nowhere/at/all.md"], "expected a file in a folder that exists"),

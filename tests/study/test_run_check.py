@@ -57,11 +57,11 @@ def test_what_is_not_checked_says_why() -> None:
 
 
 def test_a_network_that_would_take_too_long_is_checked_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_check, "QUICK", 1000)
+    monkeypatch.setattr(run_check, "SMALL", 1000)
     monkeypatch.setattr(run_check, "MOST_SECONDS", 0.0)
     check = checked(n_blocks=4)
     assert check.status == "passed"
-    assert "of the network one block and 61 tokens" in check.line
+    assert "with one block and 61 tokens only" in check.line
     assert "d blocks.0." in check.page
     assert "d blocks.1." not in check.page
 
@@ -69,11 +69,12 @@ def test_a_network_that_would_take_too_long_is_checked_in_part(monkeypatch: pyte
 def test_a_network_that_would_take_more_memory_than_there_is_is_checked_in_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_check, "QUICK", 1000)
+    monkeypatch.setattr(run_check, "SMALL", 1000)
     check = checked(room=100_000, n_blocks=4)  # of some 300 kB
     assert check.status == "passed"
     assert (
-        "of the network one block and 61 tokens: all of it would take more memory than the training took" in check.line
+        "with one block and 61 tokens only: the whole network would take more memory than the training took"
+        in check.line
     )
     assert "d blocks.3." in checked(room=1_000_000, n_blocks=4).page
 

@@ -442,7 +442,7 @@ def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> 
         (["network=decoder"], "network=decoder: task=classification needs network=encoder; leave it null"),
         (["batching=packed"], "batching=packed: task=classification never packs several examples"),
         (["dataset.augment=swop"], "swop is none of swap, delete, insert; did you mean swap?"),
-        (["dataset.augment=swap,swap"], "names one of them twice"),
+        (["dataset.augment=swap,swap"], "must not name one of them twice"),
         (["dataset.augment=[]"], "must be some of swap, delete, insert, as in swap,delete, or null"),
         (["dataset.test_share=0.9"], "with dataset.validation=0.15 nothing is left to train on"),
         (
@@ -453,7 +453,7 @@ def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> 
             ["dataset=labelled", "dataset.path=.", "dataset.test_share=0.1", "dataset.test=x"],
             "dataset.test_share=0.1: dataset.test=x is the test split",
         ),
-        (["dataset=labelled", "dataset.path=.", "dataset.format=lines"], "dataset=labelled can have jsonl, csv"),
+        (["dataset=labelled", "dataset.path=.", "dataset.format=lines"], "dataset=labelled supports jsonl, csv"),
         (["dataset=labelled", "dataset.path=.", "dataset.split=test"], "only dataset.format=saved or hub has splits"),
         (["dataset=labelled", "dataset.path=x", "dataset.format=hub"], "a dataset of the hub is OWNER/NAME"),
         (["dataset=dates"], "or use task=translation"),

@@ -72,6 +72,11 @@ def test_a_data_collator_of_transformers(model: CustomTransformerWrapper) -> Non
     loader = DataLoader(rows, 2, collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm=False))  # type: ignore[arg-type]
     found = Evaluator(model).evaluate(loader)
     alone = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    full = [{"input_ids": row, "labels": row} for row in ROWS]
+    with pytest.raises(
+        InputError, match=r"input_ids is \[tensor.*give the DataLoader a data collator as its collate_fn"
+    ):
+        Evaluator(model).evaluate(DataLoader(full, 2))  # type: ignore[arg-type]
     want = Evaluator(model).evaluate(alone)
     assert found.tokens == want.tokens == 4 + 2 + 3
     assert found.loss == pytest.approx(want.loss, rel=1e-12)

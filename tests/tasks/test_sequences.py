@@ -239,7 +239,7 @@ def test_a_run_that_does_not_improve_stops_early_and_says_so(
     assert "stopped early after step 15: 2 evaluations without a better validation/exact_match than 0.0000" in page
     assert "training.patience=null" in page
     assert "of 40 rows" in (run / "run.log").read_text().split("step 15:")[1]  # the last is over the whole split
-    with pytest.raises(InputError, match=r"has stopped early, after 15 steps.*training\.patience=null, to go on"):
+    with pytest.raises(InputError, match=r"has stopped early, after 15 steps.*training\.patience=null, to continue"):
         resume(tmp_path, f"resume={run}")
     resume(tmp_path, f"resume={run}", "training.patience=null", "training.max_steps=20")
     assert read_run(run)["status"] == "FINISHED"
@@ -267,8 +267,8 @@ def test_a_run_that_does_not_improve_stops_early_and_says_so(
         ),
         (["task=copy", "network=encoder"], ["network=encoder: task=copy needs network=encoder_decoder or decoder"]),
         (["network=encoder_decoder"], ["task=language_model needs network=decoder"]),
-        (["task=copy", "task.min_length=9", "task.max_length=8"], ["must not be above task.max_length=8"]),
-        (["task=copy", "task.symbols=2", "task.max_length=5"], ["there are only 48 rows"]),
+        (["task=copy", "task.min_length=9", "task.max_length=8"], ["must be at most task.max_length=8"]),
+        (["task=copy", "task.symbols=2", "task.max_length=5"], ["only 48 different rows"]),
         (["task=copy", "model.vocab_size=99"], ["task=copy has 13 tokens"]),
         (["task=copy", "dataset.subset_size=9"], ["did you mean task.training_rows?"]),
         (["dataset=none", "tokenizer=none"], ["use dataset=python_docs", "use tokenizer=bpe"]),

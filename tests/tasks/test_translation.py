@@ -246,7 +246,7 @@ def test_a_plan_knows_the_pairs(tmp_path: Path, here: None) -> None:
         (["task=language_model"], ["dataset=pairs: task=language_model learns from .* or use task=translation"]),
         (["dataset.path=gone.tsv"], [r"dataset\.path=gone\.tsv: there is no such file or folder"]),
         (["dataset.path=a/b"], [r"a dataset of the hub needs dataset\.format=hub"]),
-        (["dataset.format=csv"], [r"dataset\.format=csv: dataset=pairs can have tsv, jsonl"]),
+        (["dataset.format=csv"], [r"dataset\.format=csv: dataset=pairs supports tsv, jsonl"]),
         (["dataset.target_column=source"], [r"dataset\.target_column=source: is the column of the sources"]),
         (["dataset.max_length=9"], [r"dataset\.max_length=9: pairs are never cut"]),
         (["dataset.split=train2"], [r"only dataset\.format=saved or hub has splits"]),

@@ -347,7 +347,7 @@ def test_a_dead_server_costs_two_lines_and_nothing_is_lost(root: Path) -> None:
     trained, waited, path, said = run_alone(root, f"http://user:secret@127.0.0.1:{closed_port()}", 4)
     assert trained < 10
     assert waited < SECONDS
-    assert "The run goes on" in said[0]
+    assert "The run continues" in said[0]
     assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
     assert len(said) == 2, said
     assert "secret" not in "".join(said) + (path / "run.json").read_text()

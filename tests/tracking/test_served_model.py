@@ -168,7 +168,7 @@ def test_what_cannot_be_continued_is_named(run: Path) -> None:
     served = ServedModel(run / "checkpoints" / "step-000006")
     with pytest.raises(InputError, match="3 is not a text"):
         served.predict([3])
-    with pytest.raises(InputError, match="no parameter 'max_lenth'; there are max_length"):
+    with pytest.raises(InputError, match="no parameter 'max_lenth': expected max_length"):
         served.predict(["a"], {"max_lenth": 3})
     with pytest.raises(InputError, match="temperature=-1"):
         served.predict(["a"], {"temperature": -1})

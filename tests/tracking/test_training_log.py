@@ -104,13 +104,23 @@ def test_a_config_of_any_kind_is_written_whole(tmp_path: Path) -> None:
         d_model: int = 64
         folder: Path = Path("data")
 
-    config = {"model": Sizes(), "optimizer": OmegaConf.create({"betas": [0.9, 0.95]}), "splits": ("train",), 1: None}
+    config: dict[object, object] = {
+        "model": Sizes(),
+        "optimizer": OmegaConf.create({"betas": [0.9, 0.95]}),
+        "splits": ("train",),
+        1: None,
+    }
+    config |= {"rate": np.float32(0.5), "steps": [np.int64(3), torch.tensor(4)], "type": Sizes, "edges": {(0, 1): "a"}}
     TrainingLogger(tmp_path, config=config).finish()
     assert load_training_log(tmp_path).config == {
         "model": {"d_model": 64, "folder": "data"},
         "optimizer": {"betas": [0.9, 0.95]},
         "splits": ["train"],
         "1": None,
+        "rate": 0.5,
+        "steps": [3, 4],
+        "type": str(Sizes),
+        "edges": {"(0, 1)": "a"},
     }
     for wrong in ("model=tiny", [1], 3):
         with pytest.raises(InputError, match="expected a mapping or a dataclass"):
@@ -123,12 +133,15 @@ def test_what_cannot_be_logged_is_named(tmp_path: Path) -> None:
     for value in ("three", None, torch.ones(2)):
         with pytest.raises(InputError, match=r"x=.*: expected one number, or a tensor of one element"):
             logger.log_step(2, {"x": value})  # type: ignore[dict-item]
-    for step in (-1, 1.5, "1"):
+    for step in (-1, 1.5, "1", None, np.float32(2)):
         with pytest.raises(InputError, match=r"expected the number of completed optimizer steps"):
             logger.log_step(step, {"x": 1})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected a mapping of names to numbers"):
         logger.log_step(2, 3.2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a mapping of names to numbers"):
+        logger.log_validation(2, [3.2])  # type: ignore[arg-type]
+    logger.log_step(np.int64(3), {"x": 1})  # type: ignore[arg-type]
     logger.finish()
-    with pytest.raises(InputError, match="is closed, and takes no metrics any more"):
+    with pytest.raises(InputError, match="is closed and can take no more metrics"):
         logger.log_step(2, {"x": 1})
-    assert load_training_log(tmp_path).training["x"].values == [2.5]
+    assert load_training_log(tmp_path).training["x"].values == [2.5, 1]

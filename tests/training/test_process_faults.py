@@ -159,7 +159,7 @@ def test_a_signal_to_any_saves_the_same_step_on_all(whom: tuple[int, ...], text:
     assert together.codes() == [128 + signal.SIGTERM] * 2, together.said()
     run = newest(tmp_path)
     assert read_run(run)["status"] == "KILLED"
-    assert f"go on with resume={run.name}" in together.said()
+    assert f"continue with resume={run.name}" in together.said()
     saved = CheckpointManager(run / "checkpoints").latest()
     assert saved is not None
     steps = int(saved.name.removeprefix("step-")) + 5
@@ -245,7 +245,7 @@ def test_the_command_starts_its_processes_and_passes_a_signal_on(text: Path, tmp
     assert process.returncode == 128 + signal.SIGTERM, output
     run = newest(tmp_path)
     assert read_run(run)["status"] == "KILLED"
-    assert output.count(f"go on with resume={run.name}") == 1, output
+    assert output.count(f"continue with resume={run.name}") == 1, output
     assert output.count("parameters, gpt2") == 1, "one process speaks for all"
 
 

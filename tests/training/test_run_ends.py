@@ -54,7 +54,7 @@ def test_a_signal_saves_and_the_rest_is_exact(number: int, text: Path, tmp_path:
     (tmp_path / "stopped").mkdir()
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     watcher = stop_after(tmp_path / "stopped", 5, number)
-    with pytest.raises(Interrupted, match=r"saved .*step-\d{6} after \d+ steps; go on with resume=") as caught:
+    with pytest.raises(Interrupted, match=r"saved .*step-\d{6} after \d+ steps; continue with resume=") as caught:
         train(tmp_path / "stopped", text, *options)
     watcher.join()
     assert caught.value.exit_code == 128 + number
@@ -77,7 +77,7 @@ def test_a_signal_before_the_first_step(text: Path, tmp_path: Path) -> None:
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM))
     with Interruption() as interruption:
         timer.start()
-        with pytest.raises(Interrupted, match="SIGTERM: nothing was trained yet") as caught:
+        with pytest.raises(Interrupted, match="SIGTERM: no step was made") as caught:
             [Runner(config, tmp_path / "outputs", interruption) for _ in range(100)]
     timer.join()
     assert caught.value.exit_code == 143
@@ -113,7 +113,7 @@ def test_a_signal_when_the_run_is_done_ends_the_command(text: Path, tmp_path: Pa
     monkeypatch.setattr(
         "manual_backprop.training.runner.print_summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM)
     )
-    with pytest.raises(Interrupted, match="had come to its end already") as caught:
+    with pytest.raises(Interrupted, match="was already complete") as caught:
         run_job(config, tmp_path)
     assert caught.value.exit_code == 143
     assert read_run(newest(tmp_path))["status"] == "FINISHED"
@@ -217,7 +217,7 @@ def test_a_run_directory_that_cannot_be_written_any_more(name: str, text: Path, 
 
         runner.train_step = spoil  # type: ignore[method-assign]
         runner.run()
-    assert re.search(rf"cannot write .*{name}.*goes on without it", (newest(tmp_path) / "run.log").read_text())
+    assert re.search(rf"cannot write .*{name}.*continues without it", (newest(tmp_path) / "run.log").read_text())
     assert read_run(newest(tmp_path))["status"] == "FINISHED"
     assert CheckpointManager(newest(tmp_path) / "checkpoints").load().step == 2
 
@@ -295,6 +295,6 @@ def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path: Path) -> None:
     assert told == ["sound step-000005", "code 0", "code 4", "sound step-000005", "code 4", "code 0"]
     assert "Traceback" not in done.stderr
     assert "Logging error" not in done.stderr
-    assert "The run goes on without this checkpoint" in done.stderr
+    assert "The run continues without this checkpoint" in done.stderr
     assert "free some space" in done.stderr
     assert len(done.stderr.splitlines()) < 20, done.stderr

@@ -81,7 +81,7 @@ def test_metrics_of_a_run(finished: Path) -> None:
     values = [line["metrics"] for line in steps]
     assert [value["tokens_seen"] for value in values] == [step * 4 * 2 * 8 for step in range(1, 9)]
     assert {value["nonfinite_steps"] for value in values} == {0}
-    # 2 blocks of 4 D^2 + 2 D F, V = 257: the alphabet of DESIGN.md, 4
+    # 2 blocks of 4 D^2 + 2 D F, V = 257: the letters of docs/glossary.md
     flops = 6 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 257 * 16) + 12 * 2 * 16 * 8
     assert values[-1]["flops"] == 8 * 64 * flops
     assert all(value["tokens_per_second"] > 0 and 0 < value["peak_share"] < 1 for value in values)

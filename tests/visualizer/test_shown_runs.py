@@ -45,7 +45,7 @@ def test_wrong_arguments(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (["--port", "65536"], "must be at most 65535"),
             (["--port", str(port)], f"cannot listen there: it is in use; try --port {port + 1}"),
             (["--host", "nowhere.invalid"], "cannot listen there"),
-            (["--export", "runs.txt"], "must be the name of a page"),
+            (["--export", "runs.txt"], "must end in .html"),
             (["--text", "x"], "needs --export FILE.html"),
             (["--prot", "1"], "did you mean --port"),
         ):
@@ -135,7 +135,7 @@ def test_compare_writes_the_same_as_a_table(root: Path, tmp_path: Path, capsys: 
     assert [row["name"] for row in rows] == [*labels_of(logs).values()]
     assert [float(row["best"]) for row in rows] == [summary(log)["best"] for log in logs.values()]
     assert sorted(row["is best"] for row in rows) == ["", "", "yes"]
-    with pytest.raises(InputError, match="must be the name of a table"):
+    with pytest.raises(InputError, match=r"must end in \.csv"):
         compare([*runs, "--csv", "runs.txt"])
 
 

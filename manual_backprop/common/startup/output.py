@@ -1,7 +1,7 @@
 """Standard output and error that can fail: `| head -2`, a closed terminal, a full disk.
 
 A command that only prints ends then without a message (`OutputClosed`). A run, or any command whose work matters more
-than its output, goes on without printing: `with enduring_output():`. A failed standard error never ends a command.
+than its output, continues without printing: `with enduring_output():`. A failed standard error never ends a command.
 """
 
 from __future__ import annotations

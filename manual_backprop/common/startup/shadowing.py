@@ -8,7 +8,7 @@ import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
 
 SCRIPT = "manual-backprop"
-# What setup.cfg and its extras install; the dependencies of these are looked up.
+# What setup.cfg and its extras install. Their own dependencies are looked up when the check runs.
 DEPENDENCIES = (
     *("torch", "hydra-core", "omegaconf", "datasets", "transformers", "mlflow", "tokenizers", "safetensors", "rich"),
     *("filelock", "psutil", "matplotlib", "plotly", "starlette", "uvicorn"),
@@ -47,8 +47,8 @@ def _shadows(folder: str) -> list[str]:
         file = os.path.abspath(getattr(sys.modules[module], "__file__", None) or "")
         if not file.startswith(os.path.join(folder, module)):  # the right one is loaded already
             modules = {name: other for name, other in modules.items() if other != module}
-    hidden = [name for name, module in modules.items() if _is_pythons(module)]
-    return hidden or [name for name, module in modules.items() if _is_needed(module, elsewhere)]
+    hidden = [name for name, module in modules.items() if _is_in_standard_library(module)]
+    return hidden or [name for name, module in modules.items() if _is_needed_library(module, elsewhere)]
 
 
 def _modules(folder: str) -> dict[str, str]:
@@ -67,7 +67,7 @@ def _modules(folder: str) -> dict[str, str]:
     return found
 
 
-def _is_pythons(module: str) -> bool:
+def _is_in_standard_library(module: str) -> bool:
     """Whether a module of the standard library can be hidden; built-in and frozen ones precede every folder."""
     return (
         module in sys.stdlib_module_names - NEVER_IMPORTED
@@ -76,7 +76,7 @@ def _is_pythons(module: str) -> bool:
     )
 
 
-def _is_needed(module: str, path: list[str]) -> bool:
+def _is_needed_library(module: str, path: list[str]) -> bool:
     """Whether `module` is a library that this package needs and that is found in `path`, the other folders."""
     if module in sys.stdlib_module_names or PathFinder.find_spec(module, path) is None:
         return False

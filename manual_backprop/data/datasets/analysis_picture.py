@@ -10,7 +10,7 @@ from ...common.pictures import new_figure, picture, save_figure, with_grid
 from .analysis_text import CLASSES, COVERAGES, Report
 
 BINS = 40
-MOST_POINTS = 400  # in a curve
+MOST_POINTS = 400  # of the curve of coverage
 
 
 @picture
@@ -38,7 +38,7 @@ def _coverage(axes: Axes, report: Report) -> None:
         axes.axhline(100 * share, color="gray", linewidth=0.6, linestyle=":")
     axes.set_xscale("log")
     axes.set_xlabel("most frequent tokens")
-    axes.set_ylabel("of the text [%]")
+    axes.set_ylabel("share of the text [%]")
     axes.legend(frameon=False, fontsize=8)
 
 

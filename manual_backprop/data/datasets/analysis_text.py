@@ -10,7 +10,7 @@ from ...common.columns import columns
 GPT2_VOCAB_SIZE = 50257
 COVERAGES = (0.9, 0.95, 0.99, 0.999)
 CLASSES = ("letters", "numbers", "punctuation", "space", "other")
-RARE = 100  # occurrences; a token with fewer hardly trains its embedding
+RARE = 100  # occurrences; the embedding of a token with fewer is hardly trained
 D_MODEL = 256  # for which the number of saved parameters is reported
 QUANTILES = {"shortest": 0.0, "half are shorter than": 0.5, "90 %": 0.9, "95 %": 0.95, "99 %": 0.99, "longest": 1.0}
 
@@ -47,7 +47,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """What to take for a dataset, and why. Sizes in tokens."""
+    """Recommended sizes for a dataset [tokens], and why."""
 
     vocab_size: int
     max_seq_len: int
@@ -57,11 +57,11 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a dataset. text_bytes [bytes]."""
+    """The results of the analysis of a dataset."""
 
     title: str
     documents: int
-    text_bytes: int
+    text_bytes: int  # [bytes] of UTF-8
     tokenizer: str  # "bpe" if learned from the dataset, else the name of the given one
     vocabularies: list[Vocabulary]  # smallest first
     recommendations: Recommendations
@@ -104,7 +104,7 @@ def _details(reports: Sequence[Report]) -> str:
     chosen = [report.recommended for report in reports]
     rows = [["", *(f"{report.title}, V={one.vocab_size}" for report, one in zip(reports, chosen, strict=True))]]
     for name in CLASSES:
-        rows.append([f"{name} (tokens, of the text)", *(_share(*one.classes[name]) for one in chosen)])
+        rows.append([f"{name} (tokens, share of the text)", *(_share(*one.classes[name]) for one in chosen)])
     rows.append([f"rare: less than {RARE} times", *(_share(*one.rare) for one in chosen)])
     rows.append(["never", *(f"{one.vocab_size - np.count_nonzero(one.counts):,}" for one in chosen)])
     for name, place in QUANTILES.items():

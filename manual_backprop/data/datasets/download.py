@@ -30,8 +30,8 @@ POSITION = "position.json"  # state of the stream after a shard
 @dataclass(frozen=True)
 class Downloaded:
     folder: Path
-    source: dict[str, Any]
-    was_there: bool
+    source: dict[str, Any]  # the content of SOURCE: repository, revision, settings, rows of each split
+    was_there: bool  # from an earlier download
 
 
 def download(
@@ -72,11 +72,12 @@ def download(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if folder.exists():
-                return Downloaded(folder, _the_same(folder, wanted), True)
+                return Downloaded(folder, _checked_source(folder, wanted), True)
             return Downloaded(folder, _save(source, wanted, folder, say), False)
 
 
-def _the_same(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _checked_source(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The source of an existing folder. Raises InputError if it is not what is wanted."""
     there = source_of(folder)
     if different := [key for key in wanted if there.get(key) != wanted[key]]:
         what = ", ".join(different) if there else "it was not downloaded by this command"
@@ -85,6 +86,7 @@ def _the_same(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_split(source: HubSource, split: str | None) -> None:
+    """Raises InputError if the dataset has no such split, or no such text column."""
     if split is not None and split not in source.splits:
         raise InputError(f"--split {split}: {source.where} has no such split, only {', '.join(source.splits)}.")
     if source.column not in (columns := next(iter(source.splits.values())).features or {source.column: None}):
@@ -92,7 +94,8 @@ def _check_split(source: HubSource, split: str | None) -> None:
 
 
 def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    kept = folder.with_name(f".{folder.name}.{json_digest(wanted)[:8]}.partial")
+    """Writes the folder, and returns the content of its SOURCE."""
+    kept = folder.with_name(f".{folder.name}.{json_digest(wanted)[:8]}.partial")  # shards of a stream
     with new_folder(folder) as staged:
         import datasets
 
@@ -108,7 +111,7 @@ def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable
         datasets.DatasetDict(tables).save_to_disk(str(staged))
         content = wanted | {"rows": rows}
         (staged / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for outdated in folder.parent.glob(f"{glob.escape(f'.{folder.name}')}.*.partial"):  # also of other settings
+    for outdated in folder.parent.glob(f"{glob.escape(f'.{folder.name}')}.*.partial"):  # also those of other settings
         shutil.rmtree(outdated, ignore_errors=True)
     return content
 

@@ -92,7 +92,7 @@ def _base(name: str) -> DatasetConfig:
     if name in names and name not in DATASET_KINDS:
         return _shipped(name)
     path = Path(name).expanduser()
-    if os.path.exists(path):  # also False without permission to look
+    if os.path.exists(path):  # unlike Path.exists, False if permission is denied
         return _of_path(path)
     if name in DATASET_KINDS:
         raise InputError(f"{name} is a kind of dataset: give the file or folder itself, or OWNER/NAME.")
@@ -107,7 +107,7 @@ def _base(name: str) -> DatasetConfig:
 
     meant = nearest(name, [known for known in names if known not in DATASET_KINDS])
     raise InputError(
-        f"{name}: no dataset has this name" + (f"; did you mean {meant}?" if meant else ".") + " There is "
+        f"{name}: no dataset has this name" + (f"; did you mean {meant}?" if meant else ".") + " Known are "
         f"{', '.join(sorted(set(names) - set(DATASET_KINDS)))}; or give OWNER/NAME on the hub, or an existing file or "
         "folder."
     )
@@ -121,8 +121,9 @@ def _shipped(name: str) -> DatasetConfig:
 
 
 def _of_path(path: Path) -> DatasetConfig:
-    """The config of a file or folder, by the suffix of the file, or of any file in the folder (.json only if all have
-    it, since other files are called so too). A folder that `datasets` saved is recognized by its own files."""
+    """The config of a file or folder, by the suffix of the file, or of any file in the folder. The suffix .json counts
+    only if all files have it, since many folders hold a .json with settings. A folder that `datasets` saved is
+    recognized by the files of that library."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         source = source_of(path)
         column = str(source.get("text_column") or "text")

@@ -139,9 +139,9 @@ def series_of_lines(
     skip: bool = False,
     configured: bool = True,
 ) -> Series:
-    """time_column: None is the first one. value_columns: None are all others. skip: what cannot be read is left out and
-    counted. `place` is what the lines are read from, for errors, which name keys of the config where it is
-    `configured`. Raises InputError, with line, reason and way out."""
+    """The series in the lines of a CSV file. time_column: None is the first column. value_columns: None are all others.
+    skip: rows that cannot be read are left out and counted. `place` is the file, for messages, which name keys of the
+    config if `configured`. Raises InputError, with line, reason and what to do."""
     return _Reader(place, time_column, value_columns, skip, configured).read(lines)
 
 
@@ -210,7 +210,7 @@ class _Reader:
         way_out = f"did you mean {setting}?" if meant else f"name one of them: {setting}"
         raise InputError(
             f"{self.place}: has no column {name!r}; it has {', '.join(names)}; "
-            + (way_out if self.configured else "this model needs that column: name one of them so")
+            + (way_out if self.configured else "this model needs that column: rename one of them")
         )
 
     # Rows

@@ -43,7 +43,7 @@ Row = Document | BadRow
 def not_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
     half = repr(error.object[error.start])
     return BadRow(
-        where, f"the text has half of a surrogate pair ({half}) at position {error.start}, which no UTF-8 can hold"
+        where, f"the text has half of a surrogate pair ({half}) at position {error.start}, which UTF-8 cannot encode"
     )
 
 

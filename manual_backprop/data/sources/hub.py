@@ -55,7 +55,7 @@ class DatasetSplits(Source):
         return self.dataset.split or "train"
 
     def check_unchanged(self) -> None:
-        """Nothing to check: neither a commit nor the cache of `datasets` changes."""
+        """Checks nothing, since neither a commit nor the cache of `datasets` changes."""
 
     def documents(self) -> Iterator[Row]:
         self.check_split(self.split, "dataset.split")

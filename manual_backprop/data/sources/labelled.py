@@ -98,7 +98,7 @@ class LabelledFiles(LabelledSource):
     """Files of one format, with a column of texts and a column of labels."""
 
     def __init__(self, dataset: DatasetConfig, form: str | None, key: str = "path"):
-        """`key`: of dataset, where the path stands."""
+        """`key` is the key of dataset that holds the path."""
         assert dataset.path is not None
         self.table = Table(dataset.path, form or format_of(dataset.path, FORMATS, key))
         self.columns = columns_of(dataset)

@@ -63,10 +63,10 @@ class FilePairs(PairSource):
     """dataset=pairs: the user's files, or a dataset of the hub."""
 
     def __init__(self, dataset: DatasetConfig, key: str = "path"):
-        """`key`: of dataset, where the path stands. Raises InputError where there is no such file, or where nobody can
-        tell what its format is."""
+        """`key` is the key of `dataset` that holds the path. Raises InputError if there is no such file, or if its
+        format is not known."""
         if dataset.path is None:
-            raise InputError("dataset=pairs needs to know where it lies: give a file or a folder as dataset.path=PATH.")
+            raise InputError("dataset=pairs needs a path: give a file or a folder as dataset.path=PATH.")
         form = dataset.format or format_of(dataset.path, dataset, key)
         self.has_splits = form in ("saved", "hub")
         self.sides = tuple(_side(dataset, form, key) for key in ("source_column", "target_column"))
@@ -101,7 +101,7 @@ class FilePairs(PairSource):
 
 
 def format_of(path: str, dataset: DatasetConfig, key: str) -> str:
-    """By what the file is called, or the files in the folder."""
+    """The format of a file, or of the files in a folder, by suffix. Raises InputError if these do not decide."""
     place = Path(path).expanduser()
     if place.is_dir():
         found = {FORMAT_OF[file.suffix.lower()] for file in files_below(place) if file.suffix.lower() in FORMAT_OF}
@@ -124,7 +124,7 @@ def format_of(path: str, dataset: DatasetConfig, key: str) -> str:
             "one; a dataset of the hub is named as dataset.path=OWNER/NAME dataset.format=hub."
         )
     raise InputError(
-        f"dataset.{key}={path}: {reason}, and that does not say what is in it. Give dataset.format=tsv, jsonl, parquet "
+        f"dataset.{key}={path}: {reason}, which does not determine the format. Give dataset.format=tsv, jsonl, parquet "
         "or saved."
     )
 

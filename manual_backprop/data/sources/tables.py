@@ -36,8 +36,8 @@ class TableRow:
 
 
 def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
-    """By what a file is called, or the files in a folder. `key`: of dataset, where the path stands. Raises InputError
-    where that does not say."""
+    """The format of a file, or of the files in a folder, by suffix. `key` is the key of `dataset` that holds the
+    path. Raises InputError if there is no such path, or if the suffixes do not decide."""
     place, known = Path(path).expanduser(), ", ".join(formats)
     if not place.exists():
         raise InputError(
@@ -52,7 +52,7 @@ def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
     said = f"holds no file that ends in {endings}" if place.is_dir() else f"ends in none of {endings}"
     said = f"holds files of several formats ({', '.join(sorted(found))})" if found else said
     way_out = f"Give dataset.format={known}" if key == "path" else "Rename it, or give another"
-    raise InputError(f"dataset.{key}={path}: {said}, and that does not say what is in it. {way_out}.")
+    raise InputError(f"dataset.{key}={path}: {said}, which does not determine the format. {way_out}.")
 
 
 class Table(FileSource):
@@ -83,8 +83,8 @@ class Table(FileSource):
 def rows_of_lines(
     lines: Iterable[str], where: str, form: str, columns: Mapping[str, str]
 ) -> Iterator[TableRow | BadRow]:
-    """The rows of a text file (jsonl, csv or tsv) by its lines with their ends, in which bytes that are no UTF-8 are
-    surrogates. `columns`: by the key of the config that names it, or "" where there is none, the column."""
+    """The rows of a text file (jsonl, csv or tsv), from its lines with their line ends; surrogates stand for bytes that
+    are not UTF-8. `columns`: key of the config that names a column ("" if none does) -> the column."""
     return _json_rows(lines, where, columns) if form == "jsonl" else _csv_rows(lines, where, form, columns)
 
 
@@ -174,7 +174,7 @@ def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str)
 
 
 def _way_out(key: str) -> str:
-    """Of a column that is not there: a key of the config names another one, where there is a config."""
+    """The advice for a missing column: name another one by a key of the config, if there is a config."""
     return f"; name one: dataset.{key}=NAME" if key else "; call the column so, as in the training data"
 
 

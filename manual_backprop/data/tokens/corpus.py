@@ -103,7 +103,7 @@ def prepare_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: st
         return _make(folder, source, dataset, tokenizer)
 
     corpus = prepare(_folder(dataset, tokenizer, Path(cache), settings), settings, make, _read)
-    return _checked(_as_asked(corpus, dataset, settings), dataset, tokenizer)
+    return _checked(_with_revision_note(corpus, dataset, settings), dataset, tokenizer)
 
 
 def prepared_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | Path) -> Corpus | None:
@@ -131,7 +131,7 @@ def _folder(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: Path, set
 
 
 def _make(folder: Path, source: Source, dataset: DatasetConfig, config: TokenizerConfig) -> Contents:
-    """Write the files of a corpus and return the contents of its manifest."""
+    """Writes the files of a corpus; returns the contents of its manifest."""
     spool = Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")
     try:
         parts = read_documents(spool, source, dataset)
@@ -157,7 +157,7 @@ def _read(folder: Path, contents: Contents) -> Corpus:
     return Corpus.of(load_tokenizer(folder), splits, json_digest(contents["settings"]["dataset"]), contents)
 
 
-def _as_asked(corpus: Corpus, dataset: DatasetConfig, settings: dict[str, Any]) -> Corpus:
+def _with_revision_note(corpus: Corpus, dataset: DatasetConfig, settings: dict[str, Any]) -> Corpus:
     """The corpus with a note on this config's revision, since a config with another revision may have prepared it."""
     if dataset.repository is None:
         return corpus
@@ -182,14 +182,14 @@ def _checked(corpus: Corpus, dataset: DatasetConfig, tokenizer: TokenizerConfig)
 def _prepared_earlier(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: Path) -> Corpus | None:
     """The corpus that was prepared last for any revision of this dataset, for use without the hub; a warning names the
     revision. None if there is none."""
-    asked = dataset.repository, dataset.config, dataset.split or "train", dataset.text_column or "text"
+    requested = dataset.repository, dataset.config, dataset.split or "train", dataset.text_column or "text"
     found = sorted(cache.glob(f"{dataset.name}-*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))["contents"]["settings"]
             source = there["dataset"]["source"]
             without = {**there, "dataset": {**there["dataset"], "source": None}}
-            if tuple(source.get(key) for key in ("repository", "config", "split", "column")) != asked:
+            if tuple(source.get(key) for key in ("repository", "config", "split", "column")) != requested:
                 continue
             if (
                 without == _settings(dataset, tokenizer, None)
@@ -198,7 +198,7 @@ def _prepared_earlier(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache:
                 log.warning(
                     "The hub cannot be reached: using revision %s, which was prepared before.", source["revision"]
                 )
-                return _as_asked(corpus, dataset, there)
+                return _with_revision_note(corpus, dataset, there)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return None
@@ -223,7 +223,7 @@ def _corpus_of_shards(dataset: DatasetConfig, config: TokenizerConfig) -> Corpus
         if given is None or given.digest != tokenizer.digest:
             raise InputError(
                 f"tokenizer={config.name}: the tokens in {folder} are from another tokenizer; use "
-                f"tokenizer={PRETOKENIZED}, which is theirs."
+                f"tokenizer={PRETOKENIZED}, the one that made them."
             )
     sizes, longest = contents["splits"], contents["settings"]["max_length"]
     selected, notes = contents["settings"]["dataset"], list(contents["notes"])

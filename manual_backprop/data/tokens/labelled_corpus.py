@@ -49,6 +49,8 @@ class LabelledSplit:
 
 @dataclass(frozen=True)
 class LabelledCorpus:
+    """The splits of labelled texts, with their tokenizer and labels."""
+
     tokenizer: Tokenizer
     labels: tuple[str, ...]  # those of the training texts, sorted
     splits: dict[str, LabelledSplit]  # train, validation, and test if a share of the data is set aside for it
@@ -101,7 +103,7 @@ def open_test_split(dataset: DatasetConfig, corpus: LabelledCorpus) -> tuple[Lab
     for row in rows:
         try:
             corpus.tokenizer.encode(row.text)
-        except InputError as error:  # a character that the tokenizer does not know
+        except InputError as error:  # a character that the tokenizer cannot encode
             raise InputError(f"{row.where}: {error}") from error
     tokens, offsets = _encoded(corpus.tokenizer, [row.text for row in rows])
     return LabelledSplit(tokens, offsets, _numbers(rows, corpus.labels, "test")), (*source.notes, *reading.notes)
@@ -199,9 +201,9 @@ def _split(reading: RowReading, source: LabelledSource, dataset: DatasetConfig) 
 
 
 def _held_out(rows: Sequence[Labelled], shares: dict[str, float]) -> dict[str, str]:
-    """Text -> split, for the texts that are not in the training split: from each label the `shares` of its texts, first
-    in the order of a hash. The number is rounded down, but is at least one if a label has three texts. A text with
-    several labels counts for the first."""
+    """Text -> split, for the texts that are not in the training split: of each label's texts, sorted by a hash, the
+    first `shares`. Their number is rounded down, but is at least one if a label has three texts. A text with several
+    labels counts for the first."""
     texts: dict[str, Labelled] = {}
     for row in rows:
         texts.setdefault(row.text, row)

@@ -107,7 +107,7 @@ def tokenizer_notes(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
         if lost > MOST_DROPPED * size:
             raise InputError(
                 f"{note} and leaves them out, which would make every loss too low: at most {MOST_DROPPED:.0%} may be "
-                "left out. Use a tokenizer that knows these characters, as tokenizer=bpe or tokenizer=byte, or another "
+                "left out. Use one that encodes these characters, as tokenizer=bpe or tokenizer=byte, or another "
                 "text."
             )
         notes.append(f"{note} and leaves them out: bits per byte are too low by about that share")

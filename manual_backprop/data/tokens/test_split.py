@@ -39,7 +39,7 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
         if dataset.path is not None and _same_place(dataset.path, dataset.test):
             raise InputError(
                 f"dataset.test={dataset.test}: the model was trained on this text. Give another file or folder, or "
-                "say --split train."
+                "give --split train."
             )
         dataset = replace(dataset, path=dataset.test, subset_size=None)
         return _prepared(dataset, open_source(dataset), corpus, Path(cache))
@@ -50,7 +50,7 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
     if name not in source.splits:
         raise InputError(f"{source.where} has no split {name!r}, only {', '.join(source.splits)}.")
     if name == source.split:
-        raise InputError(f"The model was trained on the split {name!r} of {source.where}: say --split train.")
+        raise InputError(f"The model was trained on the split {name!r} of {source.where}: give --split train.")
     if name == source.validation_split:
         return corpus.split("validation"), (f"split {name} of {source.where} is the validation split, the same text",)
     dataset = replace(dataset, split=name, subset_size=evaluation_subset_size(dataset.subset_size))

@@ -65,7 +65,7 @@ class TokenShards:
 
     @property
     def documents(self) -> int:
-        """How many there are."""
+        """The number of documents."""
         return len(self.offsets) - 1
 
     def document(self, number: int) -> np.ndarray:
@@ -136,7 +136,7 @@ def manifest_of(path: str | Path) -> dict[str, Any]:
 def check_digests(folder: Path, contents: dict[str, Any], split: str) -> None:
     tokenizer = load_tokenizer(folder)
     if tokenizer.digest != contents["settings"]["tokenizer_digest"]:
-        raise InputError(f"The tokenizer in {folder} is not the one of its tokens: somebody has changed it.")
+        raise InputError(f"The tokenizer in {folder} is not the one of its tokens: it has changed since.")
     for record in contents["splits"][split]["shards"]:
         check_shard(folder, record)
 

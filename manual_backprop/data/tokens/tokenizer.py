@@ -280,7 +280,7 @@ class BpeTokenizer(Tokenizer):
         try:
             return self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # an unknown word or character; the library raises nothing more precise
-            raise InputError(f"The tokenizer does not know every character of this text ({error}).") from error
+            raise InputError(f"The tokenizer cannot encode every character of this text ({error}).") from error
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -348,7 +348,7 @@ def _settings(content: str) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise InputError(f"{SETTINGS_FILE} is damaged: {error}. Take it from where {FILE_NAME} comes from.") from error
+        raise InputError(f"{SETTINGS_FILE} is damaged: {error}. Replace it from the source of {FILE_NAME}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{SETTINGS_FILE} is damaged: expected a JSON object.")
     return {str(key): value for key, value in found.items()}

@@ -71,7 +71,7 @@ def build() -> ctypes.CDLL:
     if compiler() is None:
         named = os.environ.get("CXX")
         raise CompilerError(
-            f"CXX is {named!r}, which is no program here: expected the path of a C++ compiler alone"
+            f"CXX is {named!r}, which is not a program on this machine: expected the path of a C++ compiler alone"
             if named
             else "no C++ compiler was found: install g++, or name one in CXX"
         )
@@ -108,7 +108,7 @@ def folder() -> Path:
         if (reason := _unusable(place)) is None:
             return place
         reasons.append(f"{place}, but {reason}")
-    tried = "; or in ".join(reasons) or "a folder that nobody names"
+    tried = "; or in ".join(reasons) or "a cache folder, but none is set"
     raise CompilerError(
         f"the library would be kept in {tried}: set XDG_CACHE_HOME to a folder that can be written and from which "
         "programs run, or give kernels.compile=never"

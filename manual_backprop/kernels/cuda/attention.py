@@ -1,9 +1,9 @@
 """Attention by PyTorch's fused kernels, forward and backward called by name, with the log-sum-exp as cache.
 
 cuDNN's or flash attention for 16-bit numbers, the memory-efficient one for float32 and on GPUs before Ampere. What
-these do not take (a document mask, padding, dropout of the probabilities with this project's masks, odd head sizes,
-float64) runs as products of PyTorch's, some sequences at a time (`kernels.cpu.attention`), and the run's log says so
-once.
+these do not support (a document mask, padding, dropout of the probabilities with this project's masks, odd head sizes,
+float64) runs as PyTorch's matrix products, some sequences at a time (`kernels.cpu.attention`), and the run's log says
+so once.
 """
 
 import functools
@@ -28,14 +28,14 @@ aten = torch.ops.aten
 FLASH_FROM = (8, 0)
 FASTER_CUDNN = ((9, 0), (10, 0), (10, 3))  # than flash attention
 CUDNN_VERSION = 91501  # the first one that is right for lengths that are no multiple of 128
-WIDEST = 256  # head; of cuDNN's kernel half as wide
-WIDEST_ELSEWHERE = 192  # where there is less shared memory than on a data center's GPU: 8.6, 8.9, 12.0
+WIDEST = 256  # the largest K; cuDNN's kernel supports half of it
+WIDEST_ELSEWHERE = 192  # on GPUs with less shared memory than those of data centers: 8.6, 8.9, 12.0
 
 told: set[str] = set()  # reasons, already logged, why attention is not fused; cleared for each network
 
 
 class Fused(NamedTuple):
-    """The cache of a fused forward. All (B, T, H, K), key and value (B, S, G, K)."""
+    """The cache of a fused forward: query and context (B, T, H, K), key and value (B, S, G, K)."""
 
     kind: str
     query: Tensor
@@ -43,7 +43,7 @@ class Fused(NamedTuple):
     value: Tensor
     context: Tensor
     causal: bool
-    statistics: tuple[Any, ...]  # the log-sum-exp, and what else the kernel's backward takes
+    statistics: tuple[Any, ...]  # the log-sum-exp, and the kernel's other inputs of backward
 
 
 AttentionCache = Fused | tuple[Any, ...]
@@ -67,7 +67,7 @@ def attention_forward(
 
 
 def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record = no_record) -> AttentionGradients:
-    """dcontext (B, T, H, K) -> dquery (B, T, H, K), dkey and dvalue (B, S, H, K): `ops.attention_backward`."""
+    """dcontext (B, T, H, K) -> dquery (B, T, H, K), dkey and dvalue (B, S, G, K): `ops.attention_backward`."""
     if isinstance(cache, Fused):
         return fused_backward(dcontext, cache, record)
     return tiles.attention_backward(dcontext, cache, record)
@@ -127,8 +127,8 @@ def cross_attention_backward(
 def fused_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> Fused | None:
-    """query (B, T, H, K), key and value (B, S, G, K), each for H / G consecutive query heads -> the context and the
-    cache. None if no fused kernel supports these; the log gives the reason."""
+    """query (B, T, H, K), key and value (B, S, G, K), each for H / G consecutive query heads -> the cache, which
+    holds the context. None if no fused kernel supports these; the log gives the reason."""
     kind, reason = _choose(query, key, visible, dropout)
     if kind is None:
         if reason not in told:
@@ -153,7 +153,7 @@ def fused_forward(
 
 
 def fused_backward(dcontext: Tensor, cache: Fused, record: Record) -> AttentionGradients:
-    """dcontext (B, T, H, K) -> all three gradients, in the shapes of their tensors."""
+    """dcontext (B, T, H, K) -> dquery (B, T, H, K), dkey and dvalue (B, S, G, K)."""
     kind, query, key, value, context, causal, statistics = cache
     dcontext = dcontext.to(query.dtype)
     if any(map(record.wants, tiles.RECORDED)):
@@ -195,7 +195,7 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
         return None, f"no kernel takes {dtype}"
     kind, capability = "efficient", _capability(query.device)
     if narrow and capability >= FLASH_FROM:
-        # cuDNN takes no single key (PyTorch's can_use_cudnn_attention)
+        # cuDNN does not support S = 1 (PyTorch's can_use_cudnn_attention)
         kind = "cudnn" if H == G and S > 1 and 2 * K <= WIDEST and _prefers_cudnn(query.device) else "flash"
     large = kind == "efficient" or capability in (FLASH_FROM, *FASTER_CUDNN)
     widest = WIDEST if large else WIDEST_ELSEWHERE
@@ -223,5 +223,5 @@ def _has_fast_cudnn(device: torch.device) -> bool:
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
-    """Where there is no GPU, and a step is only traced, that of an H100."""
+    """The compute capability of a GPU; that of an H100 if there is none and a step is only traced."""
     return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (9, 0)

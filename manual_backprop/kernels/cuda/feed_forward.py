@@ -1,4 +1,4 @@
-"""The feed-forward networks with one kept tensor of their width: the hidden layer before its activation.
+"""Feed-forward networks whose cache keeps one tensor of width F: the hidden layer before its activation.
 
 Backward recomputes the activated values in the same pass as the gradient. The Triton kernels also add the bias, and sum
 its gradient; for PyTorch's kernels the hidden layer already includes the bias.
@@ -17,7 +17,9 @@ from .linear import add_product
 aten = torch.ops.aten
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
-FeedForwardCache = tuple[Any, ...]  # x, hidden weight, hidden layer, its bias apart, output weight, activation
+FeedForwardCache = tuple[
+    Any, ...
+]  # x, hidden weight, hidden layer, its bias if not added yet, output weight, activation
 GatedFeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor]
 
 

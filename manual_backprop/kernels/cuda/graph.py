@@ -45,11 +45,11 @@ class Captured:
 
 @contextmanager
 def _cleaned_up(pool: Any) -> Iterator[None]:
-    """Around a capture: where it fails, steps go on without it.
+    """Wraps a capture, and restores PyTorch's state if it fails, so that steps can continue without a graph.
 
-    `torch.cuda.graph` leaves its own stream as the current one then. Where CUDA refuses to end the capture, as after a
-    call that waits for the device, PyTorch's allocator believes that the capture still goes on: it frees nothing more,
-    and `empty_cache` is an internal error.
+    After a failure `torch.cuda.graph` leaves its own stream as the current one. If CUDA refuses to end the capture, as
+    after a call that waits for the device, PyTorch's allocator still believes in it: it frees nothing more, and
+    `empty_cache` is an internal error.
     """
     stream = torch.cuda.current_stream()
     try:
@@ -66,7 +66,7 @@ def _cleaned_up(pool: Any) -> Iterator[None]:
 
 
 def _first_cause(error: Exception) -> Exception:
-    """What has made a capture fail: its end fails as well, and says no more than that."""
+    """The error that made a capture fail. The error at its end says only that it failed."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return error

@@ -31,7 +31,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """One architecture of theirs. `sizes`: our keys -> theirs; `demanded`: values that our network has built in."""
+    """A network of transformers. `sizes`: our keys -> theirs; `demanded`: values that our network has built in."""
 
     model_type: str
     architecture: str  # ours
@@ -191,7 +191,7 @@ def _number(key: str, value: Any, rule: Number, problems: list[str]) -> float | 
 
 
 def _rope(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Its settings of rotary positions: `rope_parameters` since version 5, `rope_scaling` before."""
+    """Rotary settings of a config.json: `rope_parameters` since version 5 of transformers, `rope_scaling` before."""
     found: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(inner := content.get(name), Mapping):

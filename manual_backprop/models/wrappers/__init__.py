@@ -1,4 +1,4 @@
-"""The outer interface of models: data in; losses, predictions and checkpoints out. They are no `nn.Module`.
+"""The outer interface of models: data in; losses, predictions and checkpoints out. None is an `nn.Module`.
 
 wrapper             what they share: training steps, checkpoints, a description
 language_model      a decoder that continues texts

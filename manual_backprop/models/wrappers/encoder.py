@@ -1,4 +1,4 @@
-"""The interface of an encoder: sequences in, one row of numbers for each of them out. It is no `nn.Module`.
+"""The interface of an encoder: sequences in, one row of numbers for each of them out. Not an `nn.Module`.
 
 The row holds the logits of classes (cross-entropy), or predicted numbers (squared error). The sequences consist of
 token ids, or of rows of numbers.

@@ -1,4 +1,4 @@
-"""The interface of an encoder-decoder: sequences of token ids in, losses and sequences out. It is no `nn.Module`.
+"""The interface of an encoder-decoder: sequences of token ids in, losses and sequences out. Not an `nn.Module`.
 
 Sources and targets are given without beginning and end tokens. The wrapper adds those to a target: the decoder reads
 `beginning a b c` and learns to predict `a b c end` (teacher forcing).
@@ -32,7 +32,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
     """An encoder-decoder that learns to turn a source into a target.
 
     Takes a CustomTransformerConfig with network=encoder_decoder, a mapping of its fields, or its fields as keywords;
-    and the `implementation`: custom, torch or baseline. Raises ConfigError with everything that is wrong.
+    and the `implementation`: custom, torch or baseline. Raises ConfigError, which lists all violations.
 
     The target's vocabulary has three special tokens: padding, beginning and end. Unless they are given, they are its
     last three ids, in this order: V - 3, V - 2, V - 1.
@@ -93,8 +93,8 @@ class EncoderDecoderWrapper(NetworkWrapper):
     ) -> dict[str, Tensor]:
         """Logits and loss for a given target (teacher forcing), in evaluation: no dropout, no label smoothing.
 
-        source: a list of lists of ids, or (B, S) with source_lengths (B,); what comes after a length is padding (None:
-        no padding). A source may be empty. target likewise, without beginning and end tokens.
+        source: a list of lists of ids, or a tensor (B, S) with source_lengths (B,), which padding follows (None: no
+        padding). A source may be empty. target likewise, without beginning and end tokens.
 
         Returns {"logits": (B, T + 1, V), "loss": one number}: logits[:, t] predicts token t of the target; after the
         last token it predicts the end. The loss is the mean over all of these except padding. Raises InputError.
@@ -115,7 +115,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> dict[str, float | str]:
-        """One step of plain gradient descent on the mean loss of the targets' tokens and ends.
+        """One step of plain gradient descent on the mean loss over the targets' tokens and their end tokens.
 
         source, target as in `forward`. Returns {"loss", "grad_norm" (before clipping), "status"}: Python numbers, so
         this waits for the device. The status is "success", or "skipped" if the loss or the norm was not finite: then
@@ -140,15 +140,15 @@ class EncoderDecoderWrapper(NetworkWrapper):
         sources, source_lengths = self._read_source(source, source_lengths)
         targets, target_lengths = padded("target", target, target_lengths, self.padding_token_id)
         if len(sources) != len(targets):
-            raise InputError(f"There are {len(sources)} sources and {len(targets)} targets: expected as many of both.")
+            raise InputError(f"There are {len(sources)} sources and {len(targets)} targets: expected the same number.")
         T = targets.shape[1]
         real = torch.arange(T) < target_lengths[:, None]
         check_ids("target", targets[real], self.config.vocab_size)
         for name, special in self._special().items():
             if bool((targets[real] == special).any()):
                 raise InputError(
-                    f"The target holds {special}, which is {name}: give targets without beginning, end and padding, "
-                    "which are put around them here."
+                    f"The target holds {special}, which is {name}: give targets without beginning, end and padding "
+                    "tokens; the model adds them."
                 )
         tokens = torch.full((len(targets), T + 1), self.padding_token_id)
         wanted = torch.full((len(targets), T + 1), IGNORED)
@@ -190,15 +190,17 @@ class EncoderDecoderWrapper(NetworkWrapper):
         and, of these, from the smallest set whose probabilities reach top_p (None: all). The same seed samples the same
         tokens.
 
-        beams > 1 is a beam search (models/decoding/generation.py) and samples nothing: it follows that many targets of
-        each source at once, and returns the one with the highest
+        beams > 1 is a beam search (models/decoding/generation.py), which samples nothing: it follows that many targets
+        of each source at once, and returns the one with the highest
         score = log p(tokens) / ((5 + number of tokens) / 6)^length_penalty.
-        beams=1 is greedy. Rows do not depend on one another, unless tokens are sampled. Raises InputError.
+        Unless tokens are sampled, a row's result does not depend on the other rows. Raises InputError.
         """
         check_beams(beams, length_penalty)
         drawing = Drawing(temperature, top_k, top_p, seed)
         if beams > 1 and temperature > 0:
-            raise InputError(f"beams={beams} with temperature={temperature}: a search draws nothing; leave one out.")
+            raise InputError(
+                f"beams={beams} with temperature={temperature}: beam search does not sample; leave one out."
+            )
         longest = self.config.max_seq_len
         length = longest if max_new_tokens is None else max_new_tokens
         check_new_tokens("max_new_tokens", length)
@@ -216,10 +218,9 @@ class EncoderDecoderWrapper(NetworkWrapper):
         best = beam_search(decoder, unread, length, beams, length_penalty, end)
         return pad_sequence(best, batch_first=True, padding_value=self.padding_token_id).to(self.network.device)
 
-    # What it is
-
+    # Description and checkpoints
     def get_model_info(self) -> dict[str, Any]:
-        """As for every model, and the ids of the three special tokens."""
+        """The entries of `CustomTransformerWrapper.get_model_info`, and the ids of the three special tokens."""
         return super().get_model_info() | self._special()
 
     def _state(self) -> dict[str, Any]:
@@ -228,9 +229,9 @@ class EncoderDecoderWrapper(NetworkWrapper):
     def restore(self, checkpoint: Any) -> None:
         special = checkpoint.state.get("special_tokens", self._special())
         if not isinstance(special, Mapping) or special.keys() != self._special().keys():
-            raise CheckpointError(f"{checkpoint.path} names other special tokens than {', '.join(self._special())}.")
+            raise CheckpointError(f"{checkpoint.path}: its special tokens are not {', '.join(self._special())}.")
         if wrong := self._wrong_special(special):
-            raise CheckpointError(f"{checkpoint.path} does not fit together: {'; '.join(wrong)}.")
+            raise CheckpointError(f"{checkpoint.path} is inconsistent: {'; '.join(wrong)}.")
         super().restore(checkpoint)
         vars(self).update(special)
 

@@ -1,4 +1,4 @@
-"""The interface of a language model: token ids in; logits, losses and token ids out. It is no `nn.Module`.
+"""The interface of a language model: token ids in; logits, losses and token ids out. Not an `nn.Module`.
 
 `CustomTransformerWrapper` gives `CustomTransformer` the interface that users of `transformers` know. The networks in
 `models/` compute the steps; `training/` has the loop for long trainings.
@@ -148,7 +148,7 @@ class LanguageModel(NetworkWrapper):
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise InputError(
                 f"input_ids have shape {tuple(input_ids.shape)}; expected (batch, sequence) with at least one token: "
-                "continue from the end token where there is no prompt."
+                "continue from the end token if there is no prompt."
             )
         self.network.check_tokens(input_ids[:, -self.config.max_seq_len :])
         check_ids("token id", input_ids, self.config.vocab_size)

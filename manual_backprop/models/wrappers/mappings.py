@@ -6,7 +6,7 @@ reads them, as in `transformers`; a row by itself is a batch of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,10 +63,10 @@ def _tensor(name: str, value: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{name} is {value!r:.80}; expected a tensor or lists of equal length: pad them as a data collator does, "
-            f"labels with {IGNORED}."
-        ) from error
+        way_out = f"pad them as a data collator does, labels with {IGNORED}"
+        if isinstance(value, Sequence) and any(isinstance(one, Tensor) for one in value):
+            way_out = "give the DataLoader a data collator as its collate_fn; its own one makes a tensor of each column"
+        raise InputError(f"{name} is {value!r:.80}; expected a tensor or lists of equal length: {way_out}.") from error
     if tensor.is_floating_point() or tensor.is_complex():
         raise InputError(f"{name} is {tensor.dtype}; expected whole numbers.")
     return tensor.long()
@@ -83,7 +83,7 @@ def _rows(name: str, value: Any) -> Tensor:
 
 
 def _lengths(name: str, real: Tensor) -> Tensor:
-    """real (B, T) -> how many places at the beginning of each row are real (B,). Raises InputError where others are."""
+    """real (B, T) -> lengths (B,): the real positions of each row. Raises InputError unless they come first."""
     lengths = real.sum(1)
     if bool((real != (torch.arange(real.shape[1], device=real.device) < lengths[:, None])).any()):
         raise InputError(

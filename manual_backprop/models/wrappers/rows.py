@@ -25,7 +25,7 @@ def padded(what: str, rows: Rows, lengths: Tensor | None, padding: int) -> tuple
         lengths = checked_lengths(what, lengths, len(rows), rows.shape[1])
         return _at_least_one_place(rows.cpu().long(), padding), lengths
     if lengths is not None:
-        raise InputError(f"{what}_lengths are given beside a list of lists, which has its own: leave them out.")
+        raise InputError(f"{what}_lengths: given together with a list of lists, which has its own: leave them out.")
     try:
         given = [torch.tensor([index(one) for one in row], dtype=torch.int64) for row in rows]
     except (TypeError, RuntimeError) as error:  # not a whole number, or one of more than 63 bits
@@ -44,7 +44,9 @@ def padded_numbers(what: str, rows: Rows, lengths: Tensor | None, C: int) -> tup
     """Tables of numbers (T, C) as one tensor (B, T, C) with their lengths (B,). Raises InputError."""
     if not isinstance(rows, Tensor):
         if lengths is not None:
-            raise InputError(f"{what}: lengths are given beside a list, whose tables have their own: leave them out.")
+            raise InputError(
+                f"{what}: lengths given together with a list, whose tables have their own: leave them out."
+            )
         try:
             tables = [torch.as_tensor(table) for table in rows]
             lengths = torch.tensor(list(map(len, tables)))

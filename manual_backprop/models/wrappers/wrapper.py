@@ -1,4 +1,4 @@
-"""What all models share, whatever they read: training steps, checkpoints, a description. They are no `nn.Module`.
+"""The base of all models, whatever they read: training steps, checkpoints, a description. None is an `nn.Module`.
 
 Subclasses define inputs and outputs: `language_model.py`, `encoder_decoder.py`, `encoder.py`.
 """
@@ -67,14 +67,13 @@ class NetworkWrapper:
         self.network.update_parameters(learning_rate)
         return {"loss": loss_value, "grad_norm": norm, "status": "success"}
 
-    # What it is
-
+    # Description
     def count_parameters(self) -> int:
-        """A head that is tied to the embedding counts once."""
+        """The number of parameters. A head that is tied to the embedding counts once."""
         return self.network.count_parameters()
 
     def get_model_info(self) -> dict[str, Any]:
-        """Its model_type, implementation, architecture, precision, sizes and number of parameters."""
+        """A dict: model_type, implementation, network, architecture, precision, sizes and number of parameters."""
         config = self.config
         return {
             "model_type": MODEL_TYPE,
@@ -93,7 +92,7 @@ class NetworkWrapper:
         return {"network": asdict(self.config), "training_steps": self.step}
 
     def tensors_and_state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
-        """What a checkpoint of this model holds: the parameters where they lie, and what says how to read them."""
+        """The content of a checkpoint: the parameters, not copied, and the state that describes them."""
         return {"parameters": self.network.parameters}, self._state()
 
     def save_checkpoint(self, directory: str | Path) -> Path:
@@ -140,7 +139,7 @@ def config_of(
         given = {"network": kind} | dict(given)
     if keywords:
         raise ConfigError(
-            [f"{', '.join(keywords)}: given beside a config; change the config (dataclasses.replace) instead"]
+            [f"{', '.join(keywords)}: given together with a config; change the config (dataclasses.replace) instead"]
         )
     return CustomTransformerConfig.of(given)
 

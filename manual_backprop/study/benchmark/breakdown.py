@@ -1,6 +1,6 @@
 """Profiles where a step's time and memory go, with torch.profiler: by kind of work, and for our network by pair.
 
-It runs in separate processes, since a profiler costs time: its shares are right, and they are applied to the measured
+It runs in separate processes, since a profiler costs time. Only its shares are used: they are applied to the measured
 time of a step. Profiled steps run eagerly, also where the measured ones are replayed (kernels/replay.py). For a
 compiled row the compiler gets an option to name its kernels, which compiles them once more.
 """
@@ -36,7 +36,7 @@ KINDS = {  # of a pair, an operator or a compiled kernel, by a part of its name;
 
 @dataclass(frozen=True)
 class Allocation:
-    """An allocation of `size` bytes by the operator `asker`, `times` times a step."""
+    """An allocation of `size` [bytes] by the operator `asker`, `times` times in a step."""
 
     size: int
     asker: str

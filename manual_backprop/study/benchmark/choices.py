@@ -10,19 +10,19 @@ from ...config.arguments import Parser, whole
 from ...config.schema import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
 from .cases import CASES, Case
 
-FOR_MODELS = ("architecture", "vocab_size", "device")  # options that a case defines itself
+FOR_MODELS = ("architecture", "vocab_size", "device")  # options for --model only: a case fixes them
 DEFAULTS: dict[str, Any] = {"model": "medium", "architecture": "gpt2", "vocab_size": 1024, "device": "cpu"}
 BATCH_SIZE = 16
 
 
 def add_choices(parser: Parser, usual: str) -> None:
-    """Adds the options. `usual`: what is measured by default."""
+    """Adds the options. `usual` describes the default cases."""
     parser.add_argument(
         "--case", nargs="+", choices=tuple(CASES), metavar="NAME", help=f"one or more of the cases ({usual})"
     )
     parser.add_argument("--model", choices=tuple(model_sizes()), help="instead of a case: a size of conf/model")
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="of --model (gpt2)")
-    parser.add_argument("--vocab-size", type=whole(1), metavar="V", help="of a --model that names none (1024)")
+    parser.add_argument("--vocab-size", type=whole(1), metavar="V", help="of a --model without its own (1024)")
     parser.add_argument("--batch-size", type=whole(1), metavar="B", help="sequences (the case's; 16)")
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, metavar="P", help=f"{', '.join(PRECISIONS)} (the case's; fp32)"
@@ -34,6 +34,7 @@ def add_choices(parser: Parser, usual: str) -> None:
 
 
 def about_cases() -> dict[str, str]:
+    """One line about each case: what it is, and the precisions that it measures."""
     return {name: f"{case.about}: {', '.join(case.bars)}" for name, case in CASES.items()}
 
 
@@ -43,7 +44,7 @@ def cases_of(options: Namespace) -> list[Case]:
         for name in ("model", *FOR_MODELS):
             if getattr(options, name) is not None:
                 raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(options, name)}: a case has its own; give --case or --model"
+                    f"--{name.replace('_', '-')} {getattr(options, name)}: a case fixes it; give --case or --model"
                 )
         found = [
             CASES[name].case(name, precision, options.threads, options.batch_size)

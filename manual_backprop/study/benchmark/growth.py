@@ -46,12 +46,12 @@ def grow(cases: Sequence[Case], names: Sequence[str], rounds: int | None, pictur
 
 
 def times(points: Sequence[Measurement], name: str) -> list[float | None]:
-    """The times of a row [ms a step]; None where it was left out."""
+    """The times of a row [ms a step]; None if it was left out."""
     return [1e3 * point.rows[name].median if name in point.rows else None for point in points]
 
 
 def peaks(points: Sequence[Measurement], name: str) -> list[float | None]:
-    """The peak memory of a row [MB]; None where it was left out or the system does not report it."""
+    """The peak memory of a row [MB]; None if it was left out or the system does not report it."""
     sizes = [point.rows[name].peak_bytes if name in point.rows else None for point in points]
     return [None if size is None else size / 1e6 for size in sizes]
 

@@ -1,4 +1,4 @@
-"""All rows of a case in turns, each in a process of its own; and nothing is timed before their gradients agree."""
+"""Measures all rows of a case in turns, each in its own process. Nothing is timed before their gradients agree."""
 
 import math
 import sys
@@ -15,10 +15,10 @@ from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
 
 PEERS = [name for name in ROWS if name not in OURS]
-AGAIN = " again"  # behind the subject's name: it runs twice
-FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
-WARMING_UP = 0.75  # of the time that a measurement has, at most; which is over then is left out
-LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
+AGAIN = " again"  # after the subject's name: the row that runs the subject a second time
+FEWEST, MOST = 5, 20  # rounds, if the user does not give a number
+WARMING_UP = 0.75  # largest share of a measurement's time for warming up; rows that are not ready then are left out
+LONGEST = 120.0  # [s] for the rounds of a case, unless the fewest rounds take longer
 AGREEMENT = {
     "fp64": 1e-9,
     "fp32": 1e-4,
@@ -27,27 +27,27 @@ AGREEMENT = {
     "bf16_mixed": 0.1,
     "fp16_mixed": 0.05,
 }  # of loss and gradient, relative
-NEGLIGIBLE = 1e-3  # a parameter with less than this share of the whole gradient is compared with that share: the key's
-# bias has a gradient of 0, of which rounding errors are all that there is
+NEGLIGIBLE = 1e-3  # a parameter with less than this share of the whole gradient is compared with that share: the
+# gradient of the key's bias is 0, and only rounding errors are left of it
 WORST = 4.0  # times the bar that a single parameter may be off
 REDUCED = (
     "tf32",
     "bf16",
     "bf16_mixed",
     "fp16_mixed",
-)  # there the measure is what autograd finds in fp32: rows err, and not all alike
+)  # compared with autograd's gradients in fp32, since every row has rounding errors of its own
 ADVICE = "Was there too little memory? Try a smaller --batch-size, or fewer --rows."
 
 
 @dataclass
 class MeasuredRow(Row):
-    """`seconds` of a step, by turns."""
+    """The time of a step [s] in each turn, `seconds`, and what it took to start."""
 
     first_seconds: float = 0.0  # of the first forward and backward pass, with the compiler's cache as it then was
-    cold_seconds: float | None = None  # likewise, where the cache was cold and the row was started again
+    cold_seconds: float | None = None  # likewise, if the cache was cold and the row was started again
     cache: str = "none"  # of the compiler, when the steps were measured, as in `rows.Ready`
     products: str = "unknown"  # the library that makes its matrix products, likewise
-    peak_bytes: int | None = None  # above what the imports took; None where the system does not tell
+    peak_bytes: int | None = None  # above what the imports took; None if the system does not report it
 
 
 @dataclass
@@ -56,9 +56,9 @@ class Measurement:
     rows: dict[str, MeasuredRow]  # the subject comes first
     again: MeasuredRow  # the subject once more
     products: Row  # a step's matrix products alone
-    left_out: dict[str, str] = field(default_factory=dict)  # rows that cannot be had here, and why
+    left_out: dict[str, str] = field(default_factory=dict)  # rows that cannot run here, and why
     remarks: list[str] = field(default_factory=list)  # on gradients of peers
-    disagreeing: dict[str, str] = field(default_factory=dict)  # peers whose gradients are others; they were not timed
+    disagreeing: dict[str, str] = field(default_factory=dict)  # peers whose gradients differ; they were not timed
 
     @property
     def subject(self) -> MeasuredRow:
@@ -95,12 +95,13 @@ def measure(
     at_once: bool = False,
     until: float | None = None,
 ) -> Measurement:
-    """`names` of rows: the first is the subject. `rounds` of turns there and back, None: what the time allows.
+    """Measures the rows `names` of a case in turns; the first is the subject. `rounds`: turns of all rows, forwards and
+    backwards (None: as many as the time allows).
 
-    `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
+    `work` runs in a row's process and builds what the row's name stands for: `rows.work`, or a function around it.
     `at_once`: all rows warm up together, and are compared with the subject only; one that fails or differs is left out.
-    `until`: the time, by time.monotonic(), at which the answer is there, with fewer rounds if need be.
-    Raises CheckFailedError where a process fails, or where gradients differ.
+    `until`: the deadline, by time.monotonic(); there are fewer rounds if it is near.
+    Raises CheckFailedError if a process fails, or if gradients differ.
     """
     true = None if at_once else measure_of(case)  # before there are others: it may need more memory than any of them
     with ExitStack() as closing:
@@ -178,8 +179,8 @@ def _warm_up(
     start: Callable[[str], MeasuringProcess],
     restarts: bool,
 ) -> tuple[MeasuringProcess, MeasuredRow, Ready] | LeftOut:
-    """A row that has warmed up, in its process where it has one. With a cold compiler's cache it is started once more
-    where it `restarts`: neither the compiler's memory nor its time is the step's."""
+    """A row that has warmed up, in its process if it has one. If the compiler's cache was cold and the row `restarts`,
+    it is started once more: the compiler's memory and time must not count for the step."""
     cold_seconds = None
     while True:
         with ExitStack() as this:
@@ -203,8 +204,8 @@ def _warm_up(
 
 
 def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int:
-    """As many as LONGEST allows, at least FEWEST, but for what is to be there `until` then: a round is two turns of
-    each row."""
+    """The number of rounds that LONGEST allows, FEWEST to MOST; fewer if the deadline `until` is near. A round is two
+    turns of each row."""
     from .rows import TURN
 
     round_seconds = sum(2 * max(TURN, seconds) for seconds in step_seconds)
@@ -213,7 +214,7 @@ def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int
 
 
 def measure_of(case: Case) -> Answer | LeftOut | None:
-    """Loss and gradients that all rows are compared with: autograd's in fp32, where the case's own format is coarser.
+    """The loss and gradients with which all rows are compared: autograd's in fp32, if the case's own format is coarser.
     None: those of the first row."""
     if case.config.precision not in REDUCED:
         return None
@@ -224,10 +225,10 @@ def measure_of(case: Case) -> Answer | LeftOut | None:
 
 
 def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer | LeftOut | None = None) -> list[str]:
-    """CheckFailedError unless all rows have the true loss and gradients, or where there are none, those of the first.
+    """Raises CheckFailedError unless all rows have the true loss and gradients, or without these, the first row's.
 
     A peer may be wrong in a single parameter of which little depends: PyTorch sums the gradients of a layer norm in
-    bf16 on a CPU, and is off by half of them after a thousand tokens. Such gradients are what is returned, in words.
+    bf16 on a CPU, and is off by half of them after a thousand tokens. The returned remarks describe such gradients.
     """
     remarks = []
     if isinstance(true, LeftOut):
@@ -283,6 +284,6 @@ def _disagreeing(precision: str, answers: Mapping[str, Answer]) -> dict[str, str
 
 
 def _distance(mine: Sequence[float], its: Sequence[float]) -> float:
-    """Of two gradients, from their sketches: |g - h|, estimated."""
+    """An estimate of |g - h| for two gradients, from their sketches."""
     differences = [one - other for one, other in zip(mine[1:], its[1:], strict=True)]
     return math.hypot(*differences) / math.sqrt(len(differences))

@@ -1,7 +1,6 @@
-"""The network of `transformers` for an architecture, trained as its users would: SDPA, fused AdamW, clip_grad_norm_.
+"""The peer from `transformers`: its network for an architecture, trained with SDPA, fused AdamW and clip_grad_norm_.
 
-It has our weights, loaded under its names, and no dropout; weight decay applies to matrices only. Nothing is
-downloaded.
+It gets our weights and has no dropout; weight decay applies to matrices only. Nothing is downloaded.
 """
 
 import importlib.util
@@ -19,9 +18,9 @@ from ...models.network import parameter_shapes
 
 
 def why_not(config: CustomTransformerConfig) -> str | None:
-    """Why there is no such peer for this network here, or None."""
+    """Why this network has no such peer on this machine; None if it has one."""
     if config.network != "decoder":
-        return f"transformers has no network={config.network} of these blocks"
+        return f"transformers has no network={config.network} with the same blocks"
     if config.architecture not in LAYOUTS:
         return f"transformers has no network of architecture={config.architecture}"
     if importlib.util.find_spec("transformers") is None:
@@ -38,8 +37,10 @@ def network_class(config: CustomTransformerConfig) -> Any:
 
 
 class HuggingFacePeer:
+    """A network of `transformers` with its optimizer, and the methods that a row of the benchmark calls."""
+
     def __init__(self, config: CustomTransformerConfig, learning_rate: float, settings: dict[str, Any]):
-        """`settings` of AdamW, with the `weight_decay` of matrices."""
+        """`settings` are keywords of AdamW; `weight_decay` applies to matrices."""
         self.config, self.device = config, config.get_device()
         kind = network_class(config)
         described = config_json(config, end_token_id=None)

@@ -1,8 +1,8 @@
 """The matrix products of a training step and nothing else: a lower bound for the time of a step.
 
 Outputs are written into existing tensors, since allocating them each time would cost page faults. A weight gradient is
-dy^T x or the transpose of x^T dy, whichever is faster here. The library is that of the kernels, which for float32 may
-differ from PyTorch's default.
+dy^T x or the transpose of x^T dy, whichever is faster here. The products use the kernels' library, which for float32
+may differ from PyTorch's default.
 """
 
 import time
@@ -14,18 +14,18 @@ from torch import Tensor
 from ...config.schema import CustomTransformerConfig
 from ...kernels.cpu.products import fastest_products
 
-Run = Callable[[], object]
+Product = Callable[[], object]  # computes one matrix product
 
 
 class ProductsOfAStep:
-    """The products of one step with full sequences, in the dtype of the network's products. Attention is counted
-    without the half that the causal mask hides, as in `flops_per_token`."""
+    """The products of one step with full sequences, in the dtype of the network's products. Attention computes all
+    T x T scores, also those that the causal mask hides, as `flops_per_token` counts them."""
 
     def __init__(self, config: CustomTransformerConfig, batch_size: int):
         self.device = config.get_device()
         self.dtype = config.get_compute_dtype()
         self.generator = torch.Generator(self.device).manual_seed(0)
-        self.runs: list[tuple[int, Run]] = []  # how often in a step, and the product
+        self.products: list[tuple[int, Product]] = []  # how often in a step, and the product
         d_model, d_head, kv_width = config.d_model, config.d_head, config.kv_heads * config.d_head
         N, L, T, heads = (
             batch_size * config.max_seq_len,
@@ -47,12 +47,12 @@ class ProductsOfAStep:
         self._linear(1, N, d_model, config.vocab_size)
 
     def step(self) -> None:
-        for count, run in self.runs:
+        for count, product in self.products:
             for _ in range(count):
-                run()
+                product()
 
     def seconds(self, steps: int) -> float:
-        """The seconds of the products of one step."""
+        """The time of the products of one step [s], the mean over `steps` of them."""
         self._wait()
         begin = time.perf_counter()
         with fastest_products():
@@ -66,9 +66,9 @@ class ProductsOfAStep:
         x, weight, dy = self._matrices(N, inputs), self._matrices(outputs, inputs), self._matrices(N, outputs)
         y, dx, dweight = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(weight)
         dweight_transposed = torch.empty_like(weight.mT, memory_format=torch.contiguous_format)
-        self.runs.append((count, lambda: torch.mm(x, weight.mT, out=y)))
-        self.runs.append((count, lambda: torch.mm(dy, weight, out=dx)))
-        self.runs.append(
+        self.products.append((count, lambda: torch.mm(x, weight.mT, out=y)))
+        self.products.append((count, lambda: torch.mm(dy, weight, out=dx)))
+        self.products.append(
             (
                 count,
                 self._faster(
@@ -82,25 +82,25 @@ class ProductsOfAStep:
         dS^T Q."""
         query, key, probabilities = (self._matrices(heads, *shape) for shape in ((T, d_head), (T, d_head), (T, T)))
         scores, context = torch.empty_like(probabilities), torch.empty_like(query)
-        self.runs.append((2 * count, lambda: torch.bmm(query, key.mT, out=scores)))
-        self.runs.append((2 * count, lambda: torch.bmm(probabilities, key, out=context)))
-        self.runs.append((2 * count, lambda: torch.bmm(probabilities.mT, query, out=context)))
+        self.products.append((2 * count, lambda: torch.bmm(query, key.mT, out=scores)))
+        self.products.append((2 * count, lambda: torch.bmm(probabilities, key, out=context)))
+        self.products.append((2 * count, lambda: torch.bmm(probabilities.mT, query, out=context)))
 
     def _matrices(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 
-    def _faster(self, *ways: Run) -> Run:
+    def _faster(self, *ways: Product) -> Product:
         return min(ways, key=self._seconds)
 
-    def _seconds(self, run: Run) -> float:
-        """The best of three runs, after one that does not count."""
+    def _seconds(self, product: Product) -> float:
+        """The fastest of three calls [s], after one to warm up."""
         times = []
         with fastest_products():
-            run()
+            product()
             for _ in range(3):
                 self._wait()
                 begin = time.perf_counter()
-                run()
+                product()
                 self._wait()
                 times.append(time.perf_counter() - begin)
         return min(times)

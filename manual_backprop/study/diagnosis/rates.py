@@ -84,7 +84,7 @@ def draw_range_test(test: RangeTest, rate: float, path: Path, title: str) -> Non
     axes.axvline(rate, color="#b5651d", linestyle="--", label=f"given: {rate:.1e}")
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss [nats a token]")
+    axes.set_ylabel("loss [nats per token]")
     axes.set_title(title, fontsize=11, parse_math=False)
     with_grid(axes)
     axes.legend(frameon=False)

@@ -92,7 +92,7 @@ def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
 
 
 def trace_step(network: CustomTransformer, batch: AnyBatch, denominator: int) -> TracedStep:
-    """One step of `network` (its gradients must be zero; they are filled, its parameters stay), seen from inside.
+    """Traces one step of `network`. Its gradients must be zero and are filled; its parameters do not change.
 
     Dropout is left out: step None.
     """
@@ -146,24 +146,24 @@ def _compare(
     for name, output in zip(call.upstream, forward.outputs if call.backward else [], strict=True):
         value = call.parameters.get(name)
         if value is None or output is None:
-            continue  # dloss = 1.0, and the dtotal of a sum that nobody else reads
+            continue  # dloss = 1.0, and the dtotal of a sum that nothing else reads
         outside = received[id(output)].node
         assert outside is not None, f"{call.function}: {name} is the gradient of something that no gradient reaches"
         assert outside.grad is not None, f"{call.function}: {name} is the gradient of something that the loss ignores"
         value.upstream = outside.grad.reshape(value.copy.shape)
         traced.gradients.append((call.function, value))
         own = waiting.get(name[1:], [])
-        if own and own[-1].node is output:  # what was handed out is the last value of this very name
+        if own and own[-1].node is output:  # the output is the last value with this name
             own.pop()
     for name in call.buffers:
-        if name[1:] in forward.parameters:  # and is no tensor among others, as a decoder's memory is
+        if name[1:] in forward.parameters:  # not a tensor, as a decoder's memory is
             call.parameters[name].forward = forward.parameters[name[1:]]
             traced.gradients.append((call.function, call.parameters[name]))
     last: dict[str, Value] = {}
     for step in call.steps:
         for value in step.values:
             name, base = value.name, value.name[1:]
-            own_name = name in names and call is not forward and call.backward  # `dropped` is no gradient of `ropped`
+            own_name = name in names and call is not forward and call.backward  # `dropped`: no gradient of `ropped`
             if not name.startswith("d") or own_name or not value.copy.is_floating_point():
                 continue
             if value.added is not None:

@@ -8,6 +8,7 @@ from ... import ops
 from ...common.batch import EncoderBatch
 from .numbers import decimal
 from .page import Page, vocabulary
+from .words import ENCODERS
 
 
 class EncoderPage(Page):
@@ -23,7 +24,7 @@ class EncoderPage(Page):
 
     @property
     def targets(self) -> list[str]:
-        """Of each output: of classes, the true one in bold."""
+        """The target of each output; of classes, the label of each, the true one in bold."""
         if self._predicts_numbers:
             return [written(number) for number in self.batch.targets[0].tolist()]
         true = self.names.outputs[int(self.batch.targets)]
@@ -48,7 +49,10 @@ class EncoderPage(Page):
         sizes += [f"{config.d_model} numbers in its vector", f"{config.n_heads} heads"]
         sizes += [f"{config.d_head} numbers in a head", f"{config.d_ffn} hidden units"]
         sizes += [f"{len(outputs)} steps ahead"] if numbers else [f"{len(words)} words", f"{len(outputs)} labels"]
-        facts = {"sizes": f"| {' | '.join(sizes)} | B T = {len(read)} positions in all |"}
+        facts = {
+            "sizes": f"| {' | '.join(sizes)} | B T = {len(read)} positions in all |",
+            "architecture": ENCODERS[config.architecture],
+        }
         if numbers:
             return self._introducing("introduction_of_series", facts)
         facts |= {
@@ -65,7 +69,7 @@ class EncoderPage(Page):
         return super()._loss()
 
     def _said(self) -> list[float]:
-        """By the twin: the probability of each label, or each forecast."""
+        """The probability of each label, or each forecast, computed by the twin."""
         outputs = self._outputs()[0]
         return (outputs if self._predicts_numbers else outputs.softmax(-1)).tolist()
 

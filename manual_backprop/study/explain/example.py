@@ -1,7 +1,7 @@
-"""The steps that `python -m manual_backprop.explain` explains, one for each task: what is read, the sizes, the weights;
-and their pages, written.
+"""The steps that `python -m manual_backprop.explain` explains, one for each task: inputs, sizes and weights. `explain`
+writes their pages.
 
-How a step is watched: trace.py; how it is laid out: page.py and encoder_page.py.
+The recording of a step is in trace.py, the layout of a page in page.py and encoder_page.py.
 """
 
 import math
@@ -32,7 +32,7 @@ FRENCH = ("le", "chat", "et", "le", "chien")
 RATED = ("not", "good", "and", "not", "new")
 RATING_WORDS = ("not", "good", "bad", "and", "new", "old")
 RATINGS = ("praise", "blame", "mixed")
-FIRST_WEEK, HISTORY, HORIZON = "1959-01-31", 5, 6  # of CO2: with a gap in what is read, and one in what is to be said
+FIRST_WEEK, HISTORY, HORIZON = "1959-01-31", 5, 6  # of CO2: with a gap in the inputs, and one in the targets
 LEARNING_RATE = 0.01
 SEED = 202
 TOLERANCE = 1e-12  # of a number by hand against autograd's, in float64
@@ -40,9 +40,9 @@ TOLERANCE = 1e-12  # of a number by hand against autograd's, in float64
 
 @dataclass(frozen=True)
 class Example:
-    """What a step learns from. sizes: fields of the network's config. denominator: targets that count. facts: what the
-    page says of it, by the names that words.toml has for that. seed: of weights whose numbers are worth reading, no
-    probability near 0 or 1, few gradients near 0."""
+    """The example of a page about one step. sizes: fields of the network's config. denominator: targets that count.
+    facts: texts for the names in words.toml. seed: one whose weights give readable numbers, no probability near 0 or 1
+    and few gradients near 0."""
 
     batch: AnyBatch
     names: Names
@@ -85,7 +85,7 @@ def pair(
     facts: dict[str, str],
     seed: int = SEED,
 ) -> Example:
-    """What an encoder-decoder learns of one source and its target, which begins with `begin` and ends with `end`."""
+    """The example of an encoder-decoder: one source and its target, with the tokens `begin` and `end` around it."""
     read = ("begin", *target)
     tokens, targets, sources = (
         torch.tensor([[vocabulary.index(word) for word in row]]) for row in (read, (*target, "end"), source)
@@ -113,7 +113,7 @@ def rated_text() -> Example:
 
 
 def weeks_of_co2() -> Example:
-    """task=forecasting: the next weeks of the series that comes with the package, of the five before."""
+    """task=forecasting: the next weeks of the series that comes with the package, from the five before them."""
     from ...data.series.reader import SHIPPED, read_series  # numpy
     from ...data.series.windows import Scaling, Windows
 
@@ -123,7 +123,7 @@ def weeks_of_co2() -> Example:
     first = all_weeks.index(FIRST_WEEK)
     weeks = all_weeks[first : first + HISTORY + HORIZON]
     windows = Windows(series.values, scaling, first + HISTORY, first + len(weeks), torch.float64)
-    batch = windows.batch(windows.first - windows.first, windows.lengths)  # the one that there is
+    batch = windows.batch(windows.first - windows.first, windows.lengths)  # the only window
     measured = series.values[first : first + len(weeks), 0].tolist()
     read, wanted = batch.inputs[0, :, 0].tolist(), batch.targets[0].tolist()
     rows = [*((decimal(number), "") for number in read), *(("", decimal(number)) for number in wanted)]
@@ -163,7 +163,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {  # by task
 
 def small_network(architecture: str, task: str = "language_model") -> CustomTransformer:
     """One block of D = 4 (one in the encoder and one in the decoder), in float64, with parameters in whole tenths,
-    which a page can print in full. All sizes differ, so that a shape says what it is.
+    which a page can print in full. All sizes differ, so that a shape identifies a tensor.
 
     Not the initial values of training: there, gains are 1, biases 0 and matrices tiny, and half of the calculus would
     not show. Matrices have standard deviation 1 / sqrt(inputs), tables and heads 1, gains 1 + 0.3 e, biases 0.3 e.
@@ -200,7 +200,7 @@ def write(path: Path, page: str) -> None:
 
 
 def explain(architecture: str, output: Path, task: str = "language_model") -> str:
-    """Write the page; return the sentence that says so. CheckFailedError where by hand and autograd differ."""
+    """Writes the page and returns a sentence about it. Raises CheckFailedError if by hand and autograd differ."""
     example = EXAMPLES[task]()
     traced = trace_step(small_network(architecture, task), example.batch, example.denominator)
     options = "" if task == "language_model" else f" --task {task}"

@@ -18,7 +18,7 @@ from .trace import PACKAGE, Call, Step, Value
 from .words import words_of
 
 ALONE = {"decoder": "", "encoder": "encoder alone"}  # what words.toml calls the one stack of a network
-FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which nobody learns
+FIXED = "position_embedding, fixed"  # the sinusoids, or the cosines and sines, which are not trained
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Section:
 
     @property
     def made(self) -> list[str]:
-        """What the network calls the results."""
+        """The names that the network gives the results."""
         for _, step in self.network_steps:
             names = [name for name in step.statement.targets if name != "_" and not name.endswith("cache")]
             if names:
@@ -70,7 +70,7 @@ def together(names: Sequence[str]) -> str:
 
 
 class Listings:
-    """The sections of a step. Remembers which numbers stand where, so that none is printed twice."""
+    """The sections of a step. Remembers where numbers were printed, so that none is printed twice."""
 
     def __init__(self, traced: TracedStep, names: Names):
         self.traced = traced
@@ -78,7 +78,7 @@ class Listings:
         self.numbers = Numbers(config, names)
         self.where: dict[tuple, tuple[str, str]] = {}  # a tensor's key -> its name, and the section that prints it
         self.printed: dict[str, tuple] = {}  # rows of numbers -> the key of the tensor that was printed so
-        self.explained: set[str] = set()  # functions whose formula or derivation stands already
+        self.explained: set[str] = set()  # functions whose formula or derivation is printed already
         self.parameter_names: dict[tuple, str] = {}
         for flat in (network.flat_parameters, network.flat_gradients):
             entries = list(flat.views.items())
@@ -139,10 +139,10 @@ class Listings:
     def parameter_name(self, tensor: Tensor) -> str | None:
         return self.parameter_names.get((tensor.data_ptr(), tensor.numel()))
 
-    # What stands where
+    # Where numbers are printed
 
     def _known(self, value: Value) -> tuple[str, str] | None:
-        """The name under which these numbers stand already, and the section where they do."""
+        """The name under which these numbers are printed already, and the section that prints them."""
         if value.key not in self.where and value.copy.is_floating_point() and bool(value.numbers.any()):
             same = self.printed.get(self.numbers.fingerprint(value.numbers))
             if same is not None:
@@ -156,11 +156,11 @@ class Listings:
     def _notes(
         self, notes: Iterable[tuple[Value, tuple[str, str]]], indent: str, section: Section, given: bool = False
     ) -> list[str]:
-        """`# x = total of forward 9; mean, rstd of forward 9`: where numbers stand that are not printed again.
+        """`# x = total of forward 9; mean, rstd of forward 9`: where numbers are printed that are not repeated.
 
         With autograd's judgement on those that are gradients, unless they are only `given` to a function.
         """
-        names_of_note: dict[str, list[str]] = {}  # what stands after the names -> the names
+        names_of_note: dict[str, list[str]] = {}  # the text after the names -> the names
         within: dict[str, float] = {}
         for value, (name, place) in notes:
             there = name if not place else f"{name} {self._place(place, section)}"
@@ -185,7 +185,7 @@ class Listings:
     # Code with its numbers
 
     def section(self, section: Section) -> list[str]:
-        """Its heading, its words, the derivations that have not stood before, and the code with its numbers."""
+        """The section: heading, text, derivations that the page has not shown yet, and the code with its numbers."""
         call = section.call
         caller, first = section.network_steps[0]
         lines = [f"### {section.heading}", "", section.about, ""]
@@ -212,7 +212,7 @@ class Listings:
         return ["```text", *lines, "```", ""] if lines else []
 
     def _listing(self, call: Call, indent: str, section: Section, caller: Call | None = None) -> list[str]:
-        """A function: where it stands, what is given, then its statements with their numbers."""
+        """A function: its file and name, its arguments, then its statements with their numbers."""
         lines = [f"{indent}# {call.path.relative_to(PACKAGE)}, {call.function}"]
         if not call.backward and call.function not in self.explained:
             self.explained.add(call.function)
@@ -230,7 +230,7 @@ class Listings:
         return lines
 
     def _given(self, call: Call, indent: str, section: Section, caller: Call | None) -> list[str]:
-        """What the parameters hold, unless the caller's line says so: by the same name, or above as the section's."""
+        """The arguments of a call, except those that the caller's lines show already, under the same name or above."""
         lines, notes = [], []
         there = {(value.name, value.key) for value in caller.values()} if caller else set()
         listed = {self.parameter_name(value.tensor) for value in section.call.parameters.values()} if caller else set()
@@ -242,7 +242,7 @@ class Listings:
             if known is None:
                 self._remember(value, parameter or value.name, section)
                 if parameter:
-                    self.where[value.key] = (parameter, "")  # its name says where it stands
+                    self.where[value.key] = (parameter, "")  # its name says where it is printed
                 title = f"{value.name}{{shape}}" + (f" = {parameter}" if parameter else "")
                 decimals = 1 if parameter and parameter != FIXED else 4
                 lines += self.numbers.block(value, title, indent, parameter, decimals)
@@ -251,7 +251,7 @@ class Listings:
         return self._notes(notes, indent, section, given=True) + lines
 
     def _step(self, step: Step, call: Call, indent: str, section: Section) -> list[str]:
-        """The lines of a statement, of what it calls, and of what it made; nothing where there is nothing to see."""
+        """The lines of a statement, of what it calls, and of what it computes; empty if there is nothing to show."""
         statement = step.statement
         if not statement.simple or any(line.startswith("record(") for line in statement.source):
             return []
@@ -275,9 +275,9 @@ class Listings:
     def _made(
         self, values: Sequence[Value], call: Call, indent: str, section: Section, outside: bool = False
     ) -> list[str]:
-        """What names hold after their statement: the numbers and autograd's, or where they stand already.
+        """The values that a statement assigned: their numbers and autograd's, or where these stand already.
 
-        `outside`: the statement is the network's, and its names are the ones that later sections know.
+        `outside`: the statement is the network's, and later sections refer to its names.
         """
         lines, notes = [], []
         for value in values:
@@ -301,8 +301,8 @@ class Listings:
             if place == section.name and not alias and value is not call.outcome:
                 self.where[value.key] = (value.name, place)
         if outside and all(value.name == known[0] for value, known in notes):
-            notes = []  # one name for one thing, which stands right above
-        # of several names for one thing, later sections know it by the first
+            notes = []  # the name is printed right above
+        # of several names for one tensor, later sections use the first
         for value, known in reversed(notes):
             if known[1] == section.name:
                 self.where[value.key] = (value.name, section.name)

@@ -1,7 +1,7 @@
-"""How tensors of a step look as text: comment lines under the line of code that made them, autograd's numbers beside.
+"""Prints tensors of a step: comment lines below the line of code that made them, with autograd's numbers beside them.
 
-A row for each place that was read (or word of the vocabulary), labelled with its word; heads, and query, key and value,
-side by side. So nearly every activation of a step is three rows, and columns that belong together stand together.
+Each position of the input (or token of the vocabulary) is a row, labelled with its word. Heads are side by side, and so
+are query, key and value. So nearly every activation of a step has three rows.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ def scientific(number: float) -> str:
 
 @dataclass(frozen=True)
 class Names:
-    """What stands at the places of an example's tensors: `read` at the positions T, `source` at those of an
-    encoder-decoder's source S, `vocabulary` at the rows of the embedding table, `inputs` at the numbers of a position
-    where there is no table, `outputs` at those of the head of an encoder, whose head is no vocabulary."""
+    """The names of the rows and columns of an example's tensors: `read` of the positions T, `source` of the source's
+    positions S, `vocabulary` of the rows of the embedding table, `inputs` of the numbers of a position without a table,
+    `outputs` of the outputs of an encoder's head."""
 
     read: Sequence[str]
     source: Sequence[str] = ()
@@ -40,14 +40,14 @@ class Names:
 
 
 class Numbers:
-    """Of a network with these sizes. All sizes that may stand beside one another in a shape must differ, lengths
-    included."""
+    """Writes the tensors of a network as text. Sizes that may occur in one shape, lengths included, must differ, since
+    a size tells which letter a dimension has."""
 
     def __init__(self, config: CustomTransformerConfig, names: Names):
         self.config = config
         self.rows_named = {len(side): list(side) for side in (names.inputs, names.outputs, names.vocabulary) if side}
         self.columns_named = {len(side): list(side) for side in (names.outputs, names.vocabulary) if side}
-        # length of a sequence -> its letter, and what stands there
+        # length of a sequence -> its letter, and the labels of its positions
         self.places = {len(names.read): ("T", list(names.read))}
         if names.source:
             self.places[len(names.source)] = ("S", list(names.source))
@@ -84,7 +84,7 @@ class Numbers:
         return f"({', '.join(letters)})"
 
     def pieces(self, tensor: Tensor) -> list[Tensor]:
-        """The matrices that stand side by side: heads, or query, key and value, or the one that it is."""
+        """The matrices to print side by side: heads, or query, key and value, or the tensor itself."""
         if self._heads_inside(tensor):
             return list(tensor[0].flatten(1, -2).unbind(1))
         if tensor.dim() == 4:
@@ -97,7 +97,7 @@ class Numbers:
         return tensor.dim() > 3 and tensor.shape[1] in self.places and tensor.shape[1] != self.config.n_heads
 
     def _packed(self, matrix: Tensor) -> list[str]:
-        """What lies side by side in it: query, key and value; or, of a memory, key and value."""
+        """The parts of a packed matrix: query, key and value; or, of an encoder's output, key and value."""
         many = matrix.shape[-1] / self.config.d_model
         return ["query", "key", "value"] if many == 3 else ["key", "value"] if many == 2 and self._two_stacks else []
 
@@ -123,11 +123,11 @@ class Numbers:
         return self.rows_named.get(count) or self._read(count) or [""] * count
 
     def _read(self, length: int) -> list[str]:
-        """What stands at the places of the sequence that is so long."""
+        """The names of the positions of the sequence with this length; none if there is no such sequence."""
         return self.places[length][1] if length in self.places else []
 
     def head(self, tensor: Tensor) -> list[str]:
-        """The line above the columns, where words, heads or query, key and value stand there."""
+        """The line above the columns, if they are words, heads, or query, key and value."""
         pieces = self.pieces(tensor)
         count, width = pieces[0].shape
         if width in self.columns_named or (width in self.places and (count == 1 or count in self.places)):
@@ -141,11 +141,11 @@ class Numbers:
     def block(
         self, value: Value, title: str, indent: str, parameter: str | None = None, decimals: int = 4
     ) -> list[str]:
-        """Comment lines: the numbers, what they are behind the first line; or, of a gradient, what it is above, and
-        autograd's numbers beside it (below where that is too wide).
+        """Comment lines with the numbers of a tensor. The title follows the first line; that of a gradient stands
+        above, with autograd's numbers beside the gradient (below if both are too wide).
 
-        `{shape}` in the title becomes the shape. `parameter` is what it is, or what it is added to the gradient of: a
-        product's weight is printed transposed, a column for each output.
+        `{shape}` in the title becomes the shape. `parameter` is the name of the parameter that the tensor is, or whose
+        gradient it is added to: the weight of a matrix product is printed transposed, a column for each output.
         """
         self.tensors += 1
         tensor, autograd = value.numbers, None if value.part else value.autograd

@@ -150,7 +150,7 @@ class Page:
         return float(ops.cross_entropy_forward(self._outputs(), self.traced.batch.targets, None, smoothing)[0])
 
     def _outputs(self) -> Tensor:
-        """What the twin's head gives: logits, or numbers."""
+        """The outputs of the copy's head: logits, or numbers."""
         batch = self.traced.batch
         return self.twin.predict(batch.tokens if isinstance(batch, Batch) else batch)
 
@@ -226,7 +226,7 @@ class Page:
     # The update
 
     def _said(self) -> list[float]:
-        """By the twin of what it should say: the probability of each target."""
+        """The probability of each target, computed by the twin."""
         return self._outputs()[0].softmax(-1).gather(1, self.traced.batch.targets[0][:, None])[:, 0].tolist()
 
     def _said_before_and_after(self, before: list[float], after: list[float]) -> list[str]:
@@ -283,7 +283,7 @@ class Page:
 
 
 def vocabulary(words: Sequence[str], used: Collection[str]) -> str:
-    """All words, and which of them do not occur."""
+    """The sentence that lists all words, and says which of them do not occur."""
     never = [f"`{word}`" for word in words if word not in used]
     listed = ", ".join(f"`{word}`" for word in words)
     return f"{listed}; {' and '.join(never)} do{'es' * (len(never) == 1)} not occur"

@@ -155,7 +155,7 @@ class Call:
 
     @property
     def docstring(self) -> str:
-        """Without its example: the page has numbers of its own."""
+        """The function's docstring without its example: the page has numbers of its own."""
         tree = ast.parse(self.path.read_text(encoding="utf-8"))
         nodes = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == self.function]
         text, _, _ = (ast.get_docstring(nodes[0]) or "").partition("\n\n>>> ")
@@ -167,12 +167,12 @@ class Call:
 
     @property
     def gradients(self) -> list[Value]:
-        """All values in it that were compared with autograd."""
+        """The values of the call that were compared with autograd."""
         values = [*self.values(), self.outcome] if self.outcome is not None else self.values()
         return [value for value in values if value.difference is not None]
 
     def values(self) -> list[Value]:
-        """Its arguments, then the values that its statements bound."""
+        """The call's arguments, then the values that its statements bound."""
         return [*self.parameters.values(), *(value for step in self.steps for value in step.values)]
 
     def names(self) -> set[str]:

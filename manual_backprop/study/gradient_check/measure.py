@@ -1,4 +1,4 @@
-"""The error of a gradient: one number for each tensor, and the bar that it must stay below (DESIGN.md, rule 1).
+"""The error of a gradient: one number for each tensor, and the bar that it must not exceed.
 
 An absolute tolerance misses bugs in small tensors, and a relative one fails where the true gradient is zero, so the
 error of a tensor is |got - want| / max(|want|, 1e-3 |all gradients| / sqrt(number of tensors)), in Euclidean norms.

@@ -1,7 +1,7 @@
 """Checks a whole network: the hand-written step against its mirror, and against differences of its own loss.
 
-This is rule 1 of DESIGN.md at two scales of the parameters: the proof scale, at which every tensor matters to the loss,
-and the initial scale.
+It does so at two scales of the parameters: the proof scale, at which every tensor matters to the loss, and the initial
+scale.
 """
 
 import math

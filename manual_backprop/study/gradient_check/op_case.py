@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """Draws random tensors with the sizes of a case, which all differ (DESIGN.md, section 4, explains the letters)."""
+    """Draws random tensors with the sizes of a case, which all differ (docs/glossary.md explains the letters)."""
 
     generator: torch.Generator
     dtype: torch.dtype = torch.float64

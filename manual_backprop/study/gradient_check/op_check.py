@@ -1,7 +1,7 @@
 """Checks one case of one op: its values and gradients against autograd, and the contract of a pair.
 
-The contract is that of DESIGN.md, section 3: a backward adds into the given buffers and changes nothing else. Its cache
-belongs to one forward, whatever runs in between, and may be used twice.
+The contract of a pair: a backward adds into the given buffers and changes nothing else. Its cache belongs to one
+forward: other forwards in between do not change it, and a second backward with it gives the same.
 """
 
 from types import ModuleType
@@ -84,7 +84,7 @@ def other_case(case: Case, generator: torch.Generator) -> Case:
 
 
 def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors by name; those of a named tuple also have a number."""
+    """All tensors by name; those of a tuple also have their index."""
     found: dict[str, Tensor] = {}
     for group in groups:
         for name, value in group.items():
@@ -94,7 +94,7 @@ def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
-    """All findings of one case; the errors of gradients are those of rule 1."""
+    """All findings of one case; `measure.py` defines the error of a gradient."""
     generator = torch.Generator().manual_seed(1)
     backward = getattr(pairs, f"{row.name}_backward")
     outputs, cache = call(row, case, pairs)
@@ -122,11 +122,11 @@ def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
 
     want_outputs, want = autograd(row, case, upstream)
     subject = f"{row.name}: {case.name}"
-    made = [*outputs.values(), *gradients_of(row, returned).values()]
+    results = [*outputs.values(), *gradients_of(row, returned).values()]
     findings = [
         Finding(subject, name, error_of(outputs[name], want_outputs[name]), AUTOGRAD_BAR) for name in row.outputs
     ]
-    # The buffers contain random numbers before, so an assignment instead of += is off by all of them.
+    # The buffers start with random numbers, so that an assignment instead of += gives a large error.
     got = {name: once[name] - filled[name] for name in once}
     got |= {f"d{name}": gradient for name, gradient in gradients_of(row, returned).items() if name in case.inputs}
     findings += [Finding(subject, name, error, AUTOGRAD_BAR) for name, error in errors_of(got, want).items()]
@@ -134,10 +134,10 @@ def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
     twice = max((error_of(buffers[n] - filled[n], 2 * want[n], floor) for n in buffers), default=0.0)
     repeated = sum(differing(returned_once, gradients_of(row, other)) for other in (returned, again))
     findings += [
-        Finding(subject, "backward again adds", twice, AUTOGRAD_BAR),
-        Finding(subject, "backward again returns the same", repeated, EXACT),
+        Finding(subject, "a second backward adds the same", twice, AUTOGRAD_BAR),
+        Finding(subject, "a second backward returns the same", repeated, EXACT),
         Finding(subject, "tensors changed that are not gradients", differing(before, given), EXACT),
-        Finding(subject, "tensors that require grad", float(sum(t.requires_grad for t in made)), EXACT),
+        Finding(subject, "tensors that require grad", float(sum(t.requires_grad for t in results)), EXACT),
     ]
     return findings
 

@@ -70,8 +70,8 @@ def softmax_mirror(x: Tensor) -> Tensor:
 def attention_mirror(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible = CAUSAL, dropout: Dropout | None = None
 ) -> Tensor:
-    """By sums over indices, with an additive mask. A query without keys sees all keys, and its result times 0
-    counts."""
+    """Attention as sums over indices, with an additive mask. A query without keys sees all keys here; its result is
+    multiplied by 0."""
     B, T, S = query.shape[0], query.shape[1], key.shape[1]
     hidden = torch.zeros(B, T, S, dtype=torch.bool, device=query.device)
     places, queries = (torch.arange(length, device=query.device) for length in (S, T))

@@ -1,9 +1,9 @@
 """The gradient check at the end of a run, on this machine and in the run's precision.
 
-It is a small part of `python -m manual_backprop.verify` and takes seconds: a network with the run's config at the proof
-scale (rule 1 of DESIGN.md) and one short sequence. The float64 part is the proof. In a lower precision it compares all
-gradients together over a few draws, since the errors of single tensors in single draws are random. It does not touch
-the run.
+It is a small part of `python -m manual_backprop.verify` and takes seconds: a network with the run's config, with
+parameters at the proof scale (`network_check.py`), and one short sequence. The float64 part is the proof. In a lower
+precision it compares all gradients together over a few draws, since rounding errors of a single tensor vary too much
+from draw to draw. It does not touch the run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from ...config.schema import CustomTransformerConfig, RunConfig
     from . import Finding
 
-GRADIENT_CHECK = "gradient_check.txt"  # of a run directory
-MOST_SECONDS = 5.0  # of its own processor time, so that the extent of the check does not depend on other processes
-MOST_PARAMETERS = 50_000_000
-QUICK = 2_000_000  # parameters: in smaller networks nothing is estimated before it starts
-BYTES = 34  # of memory per parameter: four float64 numbers, and the temporaries of a step
-ENOUGH_TOKENS = 1025  # a larger vocabulary is cut to this size, which still takes its code path (kernels/cpu/loss.py)
+GRADIENT_CHECK = "gradient_check.txt"  # in a run directory
+MOST_SECONDS = 5.0  # of this thread's processor time, so that other processes do not change what is checked
+MOST_PARAMETERS = 50_000_000  # a larger network is not checked
+SMALL = 2_000_000  # parameters; a network of at most this size is checked without estimating time and memory first
+BYTES_PER_PARAMETER = 34  # memory of the check: four float64 numbers, and the temporaries of a step
+ENOUGH_TOKENS = 1025  # larger vocabularies are cut to this size, which takes the same code path (kernels/cpu/loss.py)
 MOST_TOKENS = 32  # T, with B = 1
-DRAWS = 5  # of rounding errors: single draws differ by a factor of 10, medians of 5 by less than 2
+DRAWS = 5  # of parameters and tokens: errors of single draws differ by a factor of 10, medians of 5 by less than 2
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunCheck:
+    """The result of the check."""
+
     status: str  # passed, failed or skipped
     line: str  # for the terminal
     page: str  # for the run directory
 
 
 def check_of_run(run: RunConfig, network: CustomTransformerConfig, memory_limit: int | None = None) -> RunCheck:
-    """The gradient check of a run. It starts nothing that would take more than `MOST_SECONDS`, or more memory than
+    """The gradient check of a run. It skips what would take more than `MOST_SECONDS`, or more memory than
     `memory_limit` [bytes; None: no limit]. It never raises, since a check must not fail a run."""
     if run.implementation.name != "custom":
         return _skipped(f"implementation={run.implementation.name}: none of its gradients is written by hand")
@@ -50,12 +52,12 @@ def check_of_run(run: RunConfig, network: CustomTransformerConfig, memory_limit:
         if (parameters := parameter_count(network)) > MOST_PARAMETERS:
             return _skipped(
                 f"{parameters:,} parameters, and above {MOST_PARAMETERS:,} it would take too long; "
-                "python -m manual_backprop.verify takes its time"
+                "python -m manual_backprop.verify, with the same settings, has no limit"
             )
         start = time.monotonic()
         findings, remarks = _measure(network, time.thread_time() + MOST_SECONDS, memory_limit)
     except Exception as error:  # not enough memory for two more networks, or a bug
-        log.info("the gradient check ended with", exc_info=True)
+        log.info("the gradient check raised an exception", exc_info=True)
         return _skipped(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     return _judged(network, findings, remarks, time.monotonic() - start)
 
@@ -65,29 +67,29 @@ def _measure(
 ) -> tuple[list[Finding], list[str]]:
     """The findings, and remarks about what was skipped for lack of time or memory."""
     exact, remarks = replace(config, precision="fp64"), []
-    if parameter_count(exact) > QUICK:
-        small = _in_part(exact)
+    if parameter_count(exact) > SMALL:
+        small = _reduced(exact)
         begin = time.thread_time()
         findings = _measure_exact(small)
-        once = (time.thread_time() - begin) * parameter_count(exact) / parameter_count(small)
-        part = f"of the network one block and {small.vocab_size} tokens: all of it would take"
-        if time.thread_time() + once > deadline:
-            return findings, [f"{part} about {once:.0f} s"]
-        if memory_limit is not None and BYTES * parameter_count(exact) > memory_limit:
+        estimate = (time.thread_time() - begin) * parameter_count(exact) / parameter_count(small)
+        part = f"with one block and {small.vocab_size} tokens only: the whole network would take"
+        if time.thread_time() + estimate > deadline:
+            return findings, [f"{part} about {estimate:.0f} s"]
+        if memory_limit is not None and BYTES_PER_PARAMETER * parameter_count(exact) > memory_limit:
             return findings, [f"{part} more memory than the training took"]
     begin = time.thread_time()
     findings = _measure_exact(exact)
-    once = time.thread_time() - begin
+    seconds = time.thread_time() - begin
     if config.precision != "fp64":
-        if time.thread_time() + 1.5 * DRAWS * once < deadline:  # a draw takes three networks instead of two
+        if time.thread_time() + 1.5 * DRAWS * seconds < deadline:  # a draw takes three networks instead of two
             findings.append(_measure_precision(config))
         else:
             remarks.append(f"no time for {config.precision}")
     return findings, remarks
 
 
-def _in_part(config: CustomTransformerConfig) -> CustomTransformerConfig:
-    """The config with one block in each stack, and a smaller vocabulary."""
+def _reduced(config: CustomTransformerConfig) -> CustomTransformerConfig:
+    """The config with one block in each stack, and at most ENOUGH_TOKENS tokens in each vocabulary."""
     return replace(
         config,
         n_blocks=1,
@@ -98,7 +100,8 @@ def _in_part(config: CustomTransformerConfig) -> CustomTransformerConfig:
 
 
 def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
-    """The findings in float64: loss and every gradient against the mirror, zeros, slope along a random direction."""
+    """The findings in float64: the loss and every gradient against the mirror, the gradients that must be zero, and the
+    slope along a random direction against central differences."""
     from .measure import AUTOGRAD_BAR, DIRECTION_BAR, Finding, error_of, errors_of
     from .network_case import draw_batch, wholly_zero
     from .network_check import check_zeros, direction_error, networks, step_in_place
@@ -138,11 +141,11 @@ def _judged(config: CustomTransformerConfig, findings: list[Finding], remarks: l
 
     failed = [finding for finding in findings if not finding.ok]
     worst_gradient = worst([finding for finding in findings if finding.quantity.startswith("d ")])
-    summary = f"{len(findings)} measurements, worst gradient {worst_gradient.error:.1e} off in float64"
+    summary = f"{len(findings)} measurements, largest error of a gradient in float64 {worst_gradient.error:.1e}"
     if failed:
         first = failed[0]
         line = (
-            f"GRADIENT CHECK FAILED: {len(failed)} of {len(findings)} measurements are over their bar, the first is "
+            f"GRADIENT CHECK FAILED: {len(failed)} of {len(findings)} errors are above their bar; the first is "
             f"{first.quantity} in {first.subject}: {first.error:.1e}, bar {first.bar:.0e}"
         )
     else:

@@ -22,7 +22,7 @@ from .op_table import ROWS
 MOST_TOKENS = 12  # T of a network given by arguments: a proof needs no long sequence
 LARGE = 2_000_000  # parameters: larger networks get three draws of one sequence instead of eight draws of four
 ODD_NETWORKS = {"decoder": odd_cases, "encoder_decoder": odd_pairs, "encoder": odd_encoders}
-SIDE_EFFECTS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
+SIDE_EFFECTS = "touches nothing else"  # inputs, upstream gradients and outputs; and a second backward returns the same
 
 
 @dataclass
@@ -57,7 +57,7 @@ def verdict_of(sections: Sequence[Section], seconds: float) -> str:
     if failed:
         first = failed[0]
         return (
-            f"FAILED: {len(failed)} of {len(findings)} measurements are over their bar, the first is "
+            f"FAILED: {len(failed)} of {len(findings)} errors are above their bar; the first is "
             f"{first.quantity} of {first.subject}: {first.error:.1e}, bar {bar_in_words(first.bar)} ({seconds:.0f} s)"
         )
     largest = max(finding.error for finding in findings if finding.bar == AUTOGRAD_BAR)

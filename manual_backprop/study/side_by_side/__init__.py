@@ -1,6 +1,6 @@
-"""The network by hand and its mirror under autograd, statement beside statement: what autograd does.
+"""The network by hand and its mirror under autograd, statement by statement: what autograd does for you.
 
-`statements` reads functions as statements, `alignment` puts those of two functions side by side, `recorded` asks
-autograd what it records for a pair and keeps for its backward; `page` puts all of it together, `markdown` and `html`
-write it. Not here: the command (`tools.side_by_side`), and one step with its numbers (`study.explain`).
+`statements` splits a function into statements and `alignment` aligns those of two functions. `recorded` lists the nodes
+that autograd records for a pair, and what it keeps for backward. `page` collects all of it; `markdown` and `html` write
+it. Not here: the command (`tools.side_by_side`), and one step with its numbers (`study.explain`).
 """

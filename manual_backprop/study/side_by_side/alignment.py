@@ -1,4 +1,4 @@
-"""The statements of two functions side by side, and a backward function beside what autograd differentiates."""
+"""Aligns the statements of two functions, and those of a backward function with what autograd differentiates."""
 
 import re
 from collections.abc import Sequence
@@ -8,15 +8,17 @@ from itertools import zip_longest
 
 from .statements import Statement
 
-LIKE = 0.55  # from here on two statements are taken for one another
-SAME_END = 0.3  # is added where both assign the same name first, or return names
-ASIDE = re.compile(r"self\.|\bops\.|, \w*cache\b|\.to\(self\.compute_dtype\)")  # what both need not have in common
+MIN_SIMILARITY = 0.55  # two statements that are less similar never share a row
+SAME_TARGET_BONUS = 0.3  # added if both assign to the same name, or both return names
+NOT_COMPARED = re.compile(r"self\.|\bops\.|, \w*cache\b|\.to\(self\.compute_dtype\)")  # only one side has these
 
 
 @dataclass(frozen=True)
 class Row:
-    """`hand` beside `autograd`; `of` is, where a backward statement has no other beside it, the statement whose
-    derivative it computes, as the mirror has it."""
+    """A statement of the hand-written network and its counterpart in the mirror; None if there is none.
+
+    `of`, in a backward function: the mirror's statement whose derivative `hand` computes.
+    """
 
     hand: Statement | None
     autograd: Statement | None
@@ -27,33 +29,34 @@ class Row:
         return self.hand is not None and self.autograd is not None and self.hand.text == self.autograd.text
 
 
-def likeness(left: Statement, right: Statement) -> float:
-    """0 to 1, and a little more where both end in the same name; 0 where they stand at different depths."""
+def similarity(left: Statement, right: Statement) -> float:
+    """The similarity of two statements, 0 to 1 + SAME_TARGET_BONUS; 0 if they are nested at different depths."""
     if left.depth != right.depth:
         return 0.0
-    one, other = (ASIDE.sub("", statement.text) for statement in (left, right))
+    one, other = (NOT_COMPARED.sub("", statement.text) for statement in (left, right))
     same = left.targets[:1] == right.targets[:1] if left.targets else _returns_names(left) and _returns_names(right)
-    return SequenceMatcher(None, one, other, autojunk=False).ratio() + SAME_END * same
+    return SequenceMatcher(None, one, other, autojunk=False).ratio() + SAME_TARGET_BONUS * same
 
 
 def _returns_names(statement: Statement) -> bool:
-    return statement.text.startswith("return ") and not re.search(r"\w\(", ASIDE.sub("", statement.text))
+    """Whether it returns names only, without a call."""
+    return statement.text.startswith("return ") and not re.search(r"\w\(", NOT_COMPARED.sub("", statement.text))
 
 
 def aligned(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
-    """Both in their order, those beside each other that are alike: the pairs whose likenesses have the largest sum."""
-    best = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]  # of the first i and the first j
-    like = [[likeness(a, b) for b in right] for a in left]
+    """The alignment with the largest sum of similarities. Both functions keep the order of their statements."""
+    best = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]  # largest sum for the first i and the first j
+    similar = [[similarity(a, b) for b in right] for a in left]
     for i in range(1, len(left) + 1):
         for j in range(1, len(right) + 1):
-            both = like[i - 1][j - 1]
-            together = best[i - 1][j - 1] + both if both >= LIKE else 0.0
+            both = similar[i - 1][j - 1]
+            together = best[i - 1][j - 1] + both if both >= MIN_SIMILARITY else 0.0
             best[i][j] = max(best[i - 1][j], best[i][j - 1], together)
     rows: list[Row] = []
     i, j = len(left), len(right)
     while i or j:
-        both = like[i - 1][j - 1] if i and j else 0.0
-        if both >= LIKE and best[i][j] == best[i - 1][j - 1] + both:
+        both = similar[i - 1][j - 1] if i and j else 0.0
+        if both >= MIN_SIMILARITY and best[i][j] == best[i - 1][j - 1] + both:
             i, j = i - 1, j - 1
             rows.append(Row(left[i], right[j]))
         elif j and (not i or best[i][j] == best[i][j - 1]):
@@ -65,33 +68,34 @@ def aligned(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
     return rows[::-1]
 
 
-def beside(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
-    """In their order, whatever they say: of functions that say the same in other words."""
+def line_by_line(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
+    """The first statement beside the first, and so on: for two functions that compute the same in different ways."""
     return [Row(a, b) for a, b in zip_longest(left, right)]
 
 
 def backward_rows(backward: Sequence[Statement], forward: Sequence[Row]) -> list[Row]:
     """Each statement of a backward function with the mirror's statement that it differentiates.
 
-    The cache tells which: the forward statement that has made it stands in `forward` beside the mirror's.
+    The cache that a backward statement reads leads to it: the row of `forward` that assigns this cache has the mirror's
+    statement.
     """
-    made: dict[str, list[Row]] = {}
+    assigned: dict[str, list[Row]] = {}
     for row in forward:
         for name in row.hand.targets if row.hand is not None else ():
-            made.setdefault(name, []).append(row)
+            assigned.setdefault(name, []).append(row)
     rows = []
     for statement in backward:
         unpacks = re.search(r" = \w*cache$", statement.text) is not None
         names = [] if unpacks else re.findall(r"\w+_cache\b", statement.text)
-        makers = [_the_one(made.get(name, []), statement) for name in names]
-        of = next((maker.autograd for maker in makers if maker is not None), None)
+        sources = [_source_row(assigned.get(name, []), statement) for name in names]
+        of = next((source.autograd for source in sources if source is not None), None)
         rows.append(Row(statement, None, of))
     return rows
 
 
-def _the_one(rows: Sequence[Row], statement: Statement) -> Row | None:
-    """Of the rows that make a cache: in the same branch; of those with something beside it the last, where there is
-    no such branch (a backward may return in the first of two)."""
-    there = [row for row in rows if row.autograd is not None]
-    branch = [row for row in there if row.hand is not None and row.hand.within == statement.within]
-    return next(iter(branch or there[::-1]), None)
+def _source_row(rows: Sequence[Row], statement: Statement) -> Row | None:
+    """The row, of those that assign a cache, that belongs to a backward statement: the one in the same branch. Without
+    such a branch the last one that has a counterpart, since a backward may return early in the first of two."""
+    known = [row for row in rows if row.autograd is not None]
+    branch = [row for row in known if row.hand is not None and row.hand.within == statement.within]
+    return next(iter(branch or known[::-1]), None)

@@ -83,7 +83,7 @@ def _cell(statement: Statement | None) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """Of the little markup that these texts have."""
+    """A paragraph of HTML from Markdown with `code` and *emphasis* only."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
     marked = re.sub(r"[*]([^*]+)[*]", r"<em>\1</em>", marked)
     return f"<p>{marked}</p>"

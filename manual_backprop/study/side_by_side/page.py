@@ -16,35 +16,35 @@ from ... import ops
 from ...models.custom import CustomTransformer
 from ...models.mirror import TorchTransformer
 from ..gradient_check import ROWS
-from .alignment import Row, aligned, backward_rows, beside
+from .alignment import Row, aligned, backward_rows, line_by_line
 from .recorded import Recorded, recorded
 from .statements import Statement, statements_of
 
 COMMAND = "python -m manual_backprop.tools.side_by_side"
 PACKAGE = Path(__file__).resolve().parents[2]
 INTRODUCTION = (
-    f"This page is written by `{COMMAND}` from the sources: no line of code on it is typed in. On the left stands the "
-    "network by hand, on the right the same one under autograd, statement beside statement. What records activations "
-    "is left out, and so are docstrings; a statement stands on one line, however many it has in its file.",
-    "Forward, both sides say the same. The left one also keeps a *cache*: what its backward will need. Under "
-    "*backward* the right side has no code: autograd has kept the graph, and walks it by itself. There the right "
+    f"`{COMMAND}` writes this page from the sources: no line of code on it is typed in. On the left is the network by "
+    "hand, on the right the same one under autograd, statement beside statement. Docstrings, and statements that only "
+    "record activations, are left out; each statement is on one line, however many it has in its file.",
+    "In the forward pass both sides are the same. The left one also keeps a *cache* of what its backward will need. "
+    "Under *backward* the right side has no code, since autograd has kept the graph and traverses it. There the right "
     "column names the forward statement that autograd differentiates at this point: the one whose cache the left "
-    "side reads. What has nothing beside it is bookkeeping that autograd does too: to unpack what was kept, to go "
-    "through the blocks in reverse, to add up gradients that arrive on two paths. Where the mirror spells a pair out "
-    "in several statements, none of them is named.",
+    "side reads. A statement with nothing beside it is bookkeeping that autograd does too: to unpack caches, to go "
+    "through the blocks in reverse, to add up gradients that arrive on two paths. If the mirror computes a pair in "
+    "several statements, none of them is named.",
 )
 NETWORK = (
-    "First the functions of the network. They only call pairs, and add up what comes together; the calculus is inside "
-    "the pairs, below."
+    "First the functions of the network. They only call pairs, and add up gradients; the calculus is inside the pairs, "
+    "below."
 )
 PAIRS = (
-    "Then the calculus, pair by pair. The mirror is the one that the gradient check compares the pair with, so it says "
-    "the same in other words and stands beside the forward as a whole. Under *backward* the right column has the nodes "
+    "Then the calculus, pair by pair. The mirror is the function with which the gradient check compares the pair. Its "
+    "statements differ, so it is beside the forward as a whole. Under *backward* the right column has the nodes "
     "of autograd's graph, in the order in which its backward pass runs them; those that only move numbers (views, "
     "transpositions, copies) are counted.",
     "*Kept* counts the numbers that stay in memory from forward to backward, parameters left out, at the first case of "
     "the pair in the gradient check's table: by hand, and by autograd. A pair that is made of others keeps what they "
-    "keep. Where ours keeps less, its backward computes it again.",
+    "keep. Where ours keeps less, its backward recomputes the rest.",
 )
 
 
@@ -59,7 +59,7 @@ class Section:
 
     @property
     def note(self) -> str:
-        """Of a pair: what stands above its backward, in the right column."""
+        """The heading above a pair's backward in the right column: moves, and the numbers kept."""
         found = self.recorded
         if found is None:
             return ""
@@ -67,9 +67,9 @@ class Section:
         return f"{moved}; kept: {found.kept_by_hand} by hand, {found.kept_by_autograd} by autograd"
 
     def statements(self) -> tuple[int, int]:
-        """How many there are by hand, and under autograd."""
+        """The numbers of statements by hand and under autograd."""
         rows = self.forward + self.backward
-        by_autograd = self.forward if self.recorded else rows  # beside a pair's backward stand names of nodes
+        by_autograd = self.forward if self.recorded else rows  # beside a pair's backward are names of nodes
         return sum(row.hand is not None for row in rows), sum(row.autograd is not None for row in by_autograd)
 
 
@@ -77,7 +77,7 @@ class Section:
 class Page:
     network: list[Section]
     pairs: list[Section]
-    torch: str  # which names the nodes
+    torch: str  # the version, on which the names of the nodes depend
 
     @property
     def sections(self) -> list[Section]:
@@ -112,7 +112,7 @@ def _of_network(name: str) -> Section:
     if name.endswith("_forward"):
         function = getattr(CustomTransformer, f"{name.removesuffix('_forward')}_backward")
         backward = statements_of(function)
-    else:  # a whole step turns round in its middle
+    else:  # a whole step holds forward and backward
         calls = [place for place, statement in enumerate(forward) if "_backward(" in statement.text]
         turn = min(calls, default=len(forward))
         forward, backward = forward[:turn], forward[turn:]
@@ -129,14 +129,14 @@ def _of_pair(name: str) -> Section:
         name,
         _first_sentence(forward),
         (_file_of(forward), _file_of(mirror)),
-        beside(statements_of(forward), statements_of(mirror)),
-        beside(statements_of(backward), [Statement(node) for node in found.nodes]),
+        line_by_line(statements_of(forward), statements_of(mirror)),
+        line_by_line(statements_of(backward), [Statement(node) for node in found.nodes]),
         found,
     )
 
 
 def _first_sentence(function: Callable[..., Any]) -> str:
-    """Of the docstring: its first paragraph, without the shapes that follow it."""
+    """The first paragraph of the docstring, without the shapes that follow it."""
     first = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
     return first if not first or first.endswith(".") else f"{first}."
 

@@ -21,16 +21,17 @@ MOVES = re.compile(
 
 @dataclass(frozen=True)
 class Recorded:
-    """Of one pair, at one case; numbers are counted in whole tensors, parameters left out."""
+    """Autograd's nodes for one pair at one case, and the numbers kept for backward, in whole tensors, without
+    parameters."""
 
-    nodes: tuple[str, ...]  # of autograd's graph that compute, in the order in which its backward pass runs them
-    moves: int  # and how many only move numbers
-    kept_by_hand: int
-    kept_by_autograd: int
+    nodes: tuple[str, ...]  # the nodes that compute, in the order in which autograd's backward pass runs them
+    moves: int  # the number of nodes that only move numbers
+    kept_by_hand: int  # numbers
+    kept_by_autograd: int  # numbers
 
 
 def recorded(name: str) -> Recorded:
-    """Of the pair `name`, at the first case of its row in the table of the gradient check."""
+    """Runs the pair `name` and its mirror at the first case of its row in the table of the gradient check."""
     row = ROWS[name]
     case = cases_of(row, Draw(torch.Generator().manual_seed(0)))[0]
     _, cache = call(row, case, ops)
@@ -64,7 +65,7 @@ def _tensors(cache: Any) -> Iterator[Tensor]:
 
 
 def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
-    """In the memory that these tensors keep alive: views of one memory count once, and all of it."""
+    """The numbers in the memory that these tensors keep alive; of views of one memory, all of that memory once."""
     there = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() // x.element_size() for x in tensors}
     for parameter in parameters:
         there.pop(parameter.untyped_storage().data_ptr(), None)
@@ -72,7 +73,7 @@ def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
 
 
 def _nodes(outputs: tuple[Tensor, ...]) -> list[str]:
-    """Those that compute; what only adds into a leaf's gradient is left out."""
+    """The nodes that compute, without those that only add into a leaf's gradient."""
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     found: dict[Any, int] = {}
     while waiting:

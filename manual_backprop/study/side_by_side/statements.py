@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-RECORDS = re.compile(r"(self\.recorder|self\._recording|record)\(|record = ")  # who looks inside is no calculus
+RECORDS = re.compile(r"(self\.recorder|self\._recording|record)\(|record = ")  # statements that only record
 
 
 @dataclass(frozen=True)
 class Statement:
-    text: str  # of a compound statement its first line
-    within: tuple[str, ...] = ()  # the first lines of the compound statements that it stands in, an else with its if
-    comment: str = ""  # what stands above it
+    text: str  # on one line; of a compound statement only the first line
+    within: tuple[str, ...] = ()  # the first lines of the compound statements around it, an else with its if
+    comment: str = ""  # the comment above it
 
     @property
     def depth(self) -> int:
@@ -25,24 +25,24 @@ class Statement:
 
     @property
     def targets(self) -> list[str]:
-        """The names that it assigns; none where it assigns nothing."""
+        """The names that it assigns."""
         left, equals, _ = self.text.partition(" = ")
         return re.findall(r"[\w.]+", left) if equals else []
 
 
 def statements_of(function: Callable[..., Any]) -> list[Statement]:
-    """In the order of the source, without the docstring and without what only records."""
+    """A function's statements in source order, without the docstring and without statements that only record."""
     return statements_in(textwrap.dedent(inspect.getsource(function)))
 
 
 def statements_in(source: str) -> list[Statement]:
-    """Of the one function that this source defines."""
+    """The statements of the one function that `source` defines."""
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         (row, column), before = token.start, token.line[: token.start[1]].strip()
-        if token.type == tokenize.COMMENT and before:  # behind code
+        if token.type == tokenize.COMMENT and before:  # after code
             lines[row - 1] = lines[row - 1][:column].rstrip()
     return list(_walk(function.body, lines, ()))
 
@@ -64,14 +64,14 @@ def _walk(body: Sequence[ast.stmt], lines: list[str], within: tuple[str, ...]) -
             yield from inside
         otherwise: list[ast.stmt] = getattr(node, "orelse", [])
         if len(otherwise) == 1 and isinstance(otherwise[0], ast.If) and _head(otherwise[0], lines).startswith("elif"):
-            yield from _walk(otherwise, lines, within)  # it stands beside its if
+            yield from _walk(otherwise, lines, within)  # at the depth of its if
         elif inside_else := list(_walk(otherwise, lines, (*within, f"else of {text}"))):
             yield Statement("else:", within)
             yield from inside_else
 
 
 def _head(node: ast.stmt, lines: list[str]) -> str:
-    """A simple statement, or what stands before the colon of a compound one; in one line, without comments."""
+    """A simple statement, or the part of a compound one before its colon; in one line, without comments."""
     last: ast.AST = node
     if isinstance(node, ast.If | ast.While):
         last = node.test
@@ -82,7 +82,7 @@ def _head(node: ast.stmt, lines: list[str]) -> str:
     elif isinstance(node, ast.FunctionDef):
         last = node.returns or node.args.args[-1]
     elif hasattr(node, "body"):
-        raise NotImplementedError(f"{type(node).__name__} in line {node.lineno}: nobody has said where its head ends")
+        raise NotImplementedError(f"{type(node).__name__} in line {node.lineno}: `_head` does not know where it ends")
     end_line, end_column = last.end_lineno, last.end_col_offset  # type: ignore[attr-defined]
     code = lines[node.lineno - 1 : end_line]
     code[-1] = code[-1].encode()[:end_column].decode()  # ast counts bytes

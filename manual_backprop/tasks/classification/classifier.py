@@ -18,7 +18,7 @@ from .rows import MEASURED_ROWS, batch_of
 
 
 class Classifier(Predictor):
-    """A trained model with its tokenizer and its labels. `column` is that of the texts in a file with columns."""
+    """A trained model with its tokenizer and its labels. `column` is the column of an input file that has the texts."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, labels: Sequence[str], column: str = "text"):
         self.model, self.tokenizer, self.labels, self.column = model, tokenizer, labels, column
@@ -30,7 +30,7 @@ class Classifier(Predictor):
         return texts_in_lines(iter(lines), where, self.column)
 
     def predict(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """For each text: the text, its likeliest label, and the probabilities of all labels, the likeliest first."""
+        """A dict for each text: the text, its likeliest label, and each label's probability, the likeliest first."""
         found = []
         for text, probabilities in zip(inputs, self.probabilities(inputs), strict=True):
             order = np.argsort(-probabilities, kind="stable")
@@ -43,13 +43,13 @@ class Classifier(Predictor):
         model has diverged."""
         for text in texts:
             if not text.strip():
-                raise InputError(f"{text!r}: is empty: there is nothing to classify")
+                raise InputError(f"{text!r} is empty: there is nothing to classify")
         found, network = [], self.model.network
         for first in range(0, len(texts), MEASURED_ROWS):
             rows = encoded(self.tokenizer, texts[first : first + MEASURED_ROWS])
             for text, ids in zip(texts[first:], rows, strict=False):
                 if not len(ids):
-                    raise InputError(f"{text[:40]!r}: the tokenizer knows none of its characters, so it has no tokens")
+                    raise InputError(f"{text[:40]!r} has no tokens: the tokenizer can encode none of its characters")
             targets = np.full(len(rows), IGNORED)
             batch = batch_of(rows, targets, network.config.max_seq_len, device=network.device)
             with torch.no_grad():
@@ -60,7 +60,7 @@ class Classifier(Predictor):
         return result
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> list[str]:
-        """The labels of some texts. Raises InputError."""
+        """The likeliest label of each text, for MLflow. `params` must be empty. Raises InputError."""
         if params:
             raise InputError(f"there is no parameter {next(iter(params))!r}: a text has one label")
         return [answer["label"] for answer in self.predict(texts_of(model_input))]

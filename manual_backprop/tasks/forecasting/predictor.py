@@ -78,7 +78,7 @@ class SeriesPredictor(Predictor):
         return self._forecasts(history)
 
     def _forecasts(self, history: np.ndarray) -> np.ndarray:
-        """(B, history, S) -> (B, horizon, S). Raises NotFiniteError where there is no such number."""
+        """(B, history, S) -> (B, horizon, S). Raises NotFiniteError if there is no such number."""
         with np.errstate(over="ignore", invalid="ignore"):
             found = forecasts_of(self.model, self.scaling, history)
         if not np.isfinite(found).all():
@@ -89,8 +89,8 @@ class SeriesPredictor(Predictor):
 
 
 def typed_history(text: str, scaling: Scaling) -> np.ndarray:
-    """What somebody has typed, as in "316.1 317.3 nan 317.5": the last steps of a series with blanks between, nan in a
-    gap, the values of several series with commas. (1, H, S). Raises InputError."""
+    """The history that a user typed, (1, H, S): the last steps of a series, separated by blanks, as in "316.1 317.3 nan
+    317.5"; nan is a gap, and commas separate the values of several series. Raises InputError."""
     width, steps = len(scaling.names), text.split()
     example = ",".join(["1.5", "20", "300"][: min(width, 3)])
     usage = f"give the last {scaling.history} steps of {', '.join(scaling.names)}, as in {f'{example} ' * 2}nan"

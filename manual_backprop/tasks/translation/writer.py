@@ -30,7 +30,7 @@ class Translator(Writer):
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> list[str]:
         if unknown := sorted(set(params) - set(SERVED)):
-            raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(SERVED)}")
+            raise InputError(f"there is no parameter {unknown[0]!r}: expected {', '.join(SERVED)}")
         chosen = {name: default for name, (_, default) in SERVED.items()} | dict(params)
         return self.answer(
             texts_of(model_input),

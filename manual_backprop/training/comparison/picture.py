@@ -21,7 +21,7 @@ LOGARITHMIC = 8  # ratio of largest to smallest value from which an axis is loga
 
 @picture
 def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
-    """Writes a PNG. Losses in nats a token. Raises StorageError."""
+    """Writes a PNG. Losses in nats per token. Raises StorageError."""
     number, coincide = swept_number(runs), should_coincide(runs)
     figure = new_figure(8, 6.6 if coincide else 4.8)
     if coincide:
@@ -86,7 +86,7 @@ def _draw_over(axes: Axes, runs: Sequence[Compared], number: str) -> None:
         axes.set_xticks(swept, [f"{value:g}" for value in swept])
         axes.minorticks_off()
     marked = "\nx: not finished, or above the first loss" if any(not run.loss < ceiling for run in runs) else ""
-    axes.set_ylabel(f"final validation loss [nats a token]{marked}")
+    axes.set_ylabel(f"final validation loss [nats per token]{marked}")
 
 
 def _ceiling(runs: Sequence[Compared]) -> float:
@@ -112,7 +112,7 @@ def _draw_curves(axes: Axes, runs: Sequence[Compared]) -> None:
             color=line.get_color(),
             label=run.label,
         )
-    axes.set_ylabel("loss [nats a token]\npale: training, marked: validation")
+    axes.set_ylabel("loss [nats per token]\npale: training, marked: validation")
 
 
 def _draw_differences(axes: Axes, runs: Sequence[Compared]) -> None:
@@ -123,7 +123,7 @@ def _draw_differences(axes: Axes, runs: Sequence[Compared]) -> None:
         label = f"{metric}: {equal} of {len(by_step)} equal in every bit"
         axes.plot(*_columns(parted), linestyle="", marker=marker, markersize=5, label=label)
     axes.set_yscale("log")
-    axes.set_ylabel("largest difference\n[nats a token]")
+    axes.set_ylabel("largest difference\n[nats per token]")
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -44,7 +44,7 @@ class Compared:
 
     @property
     def metric(self) -> str:
-        """That which chooses the best checkpoint of its task."""
+        """The metric that chooses the best checkpoint of its task."""
         return str(self.log.run.get("best_metric") or "validation/loss")
 
     def last(self, metric: str) -> float:
@@ -110,7 +110,7 @@ def largest_differences(logs: Sequence[TrainingLog]) -> list[Difference]:
 
 def difference_lines(logs: Sequence[TrainingLog]) -> list[str]:
     found = [
-        f"largest difference of {one.metric}: {one.value:.2g} nats a token, after step {one.step} "
+        f"largest difference of {one.metric}: {one.value:.2g} nats per token, after step {one.step} "
         f"({one.steps} {'step' if one.steps == 1 else 'steps'} compared)"
         for one in largest_differences(logs)
     ]

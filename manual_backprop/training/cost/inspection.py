@@ -31,7 +31,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--looks", type=whole(1), default=2, metavar="K", help="inspected, in a turn of K x N steps (%(default)s)"
     )
-    parser.add_argument("--rounds", type=whole(1), default=4, metavar="R", help="turns there and back (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=whole(1), default=4, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)"
+    )
 
 
 def measure(options: Namespace, folder: Path) -> bool:

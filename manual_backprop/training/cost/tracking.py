@@ -42,7 +42,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--steps", type=whole(1), default=200, metavar="N", help="of a turn; a multiple of --log-every (%(default)s)"
     )
-    parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns there and back (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=whole(1), default=5, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurement to FILE")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LAYERS, HISTOGRAMS, ATTENTION = "layers.png", "histograms.png", "attention.png"
+LAYERS, HISTOGRAMS, ATTENTION = "layers.png", "histograms.png", "attention.png"  # files
 QUANTITIES = {
     "gradient_norm": "gradient norm",
     "update_ratio": "update / weight",
@@ -133,6 +133,7 @@ class PassSnapshot:
         }
 
     def activated(self) -> dict[str, Tensor]:
+        """The hidden units after the activation, for each feed-forward network."""
         return {
             name.rpartition(".")[0]: tensor.float().cpu()
             for name, tensor in self.recorded.items()
@@ -148,12 +149,12 @@ def draw_histograms(snapshot: PassSnapshot, path: Path, title: str) -> None:
     network = snapshot.network
     layers, gradients = layers_of(network.parameters), network.gradients
     weights = {layer: _joined([network.parameters[name] for name in names]) for layer, names in layers.items()}
-    slopes = {layer: _joined([gradients[name] for name in names]) for layer, names in layers.items()}
+    by_layer = {layer: _joined([gradients[name] for name in names]) for layer, names in layers.items()}
     panels: list[tuple[str, Mapping[str, Tensor]]] = [
         ("parameters (gains of norms start at 1)", weights),
         (
             "gradients: log10 of their size",
-            {layer: values[values != 0].abs().log10() for layer, values in slopes.items()},
+            {layer: values[values != 0].abs().log10() for layer, values in by_layer.items()},
         ),
     ]
     if activated := snapshot.activated():
@@ -174,7 +175,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _histograms(axes: Axes, values: Mapping[str, Tensor], colours: Mapping[str, np.ndarray]) -> None:
-    """Histograms of each layer's numbers over their common range, without a thousandth at either end."""
+    """Histograms of each layer's numbers over their common range, from the 0.1 % to the 99.9 % quantile."""
     finite = {layer: numbers.flatten()[numbers.flatten().isfinite()].numpy() for layer, numbers in values.items()}
     finite = {layer: numbers for layer, numbers in finite.items() if len(numbers)}
     if finite:
@@ -209,7 +210,7 @@ def draw_attention(snapshot: PassSnapshot, text: str, path: Path, title: str) ->
             mosaic[row * cell : row * cell + places, head * cell : head * cell + places] = maps[block][head]
     size = max(6.0, min(2 + 1.8 * heads, 22)), min(2 + 1.8 * len(chosen), 22)
     figure = new_figure(*size, dpi=110)
-    read = shorten(f"Rows look at columns. {places} positions of: {' '.join(text.split())}", 200, placeholder="...")
+    read = shorten(f"Row: query, column: key. {places} positions of: {' '.join(text.split())}", 200, placeholder="...")
     figure.suptitle(f"{title}\n{fill(read, int(13 * size[0]))}", fontsize=9, parse_math=False)
     axes = figure.subplots()
     # shows the square root of the probabilities, since most of them are small

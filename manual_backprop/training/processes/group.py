@@ -107,7 +107,7 @@ class Group(Processes):
         with self._failures():
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
             found = [json.loads(self._read(f"{key}/{rank}")) for rank in range(self.size)]
-            if self._exchanged > 2:  # no process is two values behind, so all have read this one
+            if self._exchanged > 2:  # no process lags by two values, so all have read this one
                 self._store.delete_key(f"value/{self._exchanged - 2}/{self.rank}")
         return found
 

@@ -18,7 +18,7 @@ from torch.distributed import Store
 from ...common.machine import boot_id
 
 INTERVAL = 1.0  # [s] between two heartbeats
-PATIENCE = 15.0  # [s] without a heartbeat until a process counts as lost
+PATIENCE = 15.0  # [s] without a heartbeat after which a process counts as lost
 FAILED_KEY = "failed"
 
 
@@ -91,7 +91,7 @@ class Watch:
         self.store.set(f"beat/{self.rank}", "done")
 
     def why(self) -> dict[str, Any]:
-        """The failure behind a broken sum. Waits until the failed process has reported it, or counts as lost."""
+        """The failure that broke an all-reduce. Waits until the failed process has reported it, or counts as lost."""
         end = time.monotonic() + PATIENCE + 2 * INTERVAL
         while self.lost is None and time.monotonic() < end:
             try:

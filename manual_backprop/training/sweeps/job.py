@@ -137,7 +137,7 @@ def _watch(
 
 
 class JobInterruption(Interruption):
-    """Counts a signal once that a cluster sends to every process: the SIGTERM that forwards it is no second request."""
+    """Counts a signal that a cluster sends to every process only once, although the sweep forwards it as a SIGTERM."""
 
     def __init__(self, records: Records) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
         room = 0.05 * (highest - lowest)
         axes.set_ylim(lowest - room, highest + room)  # a diverging run may leave the picture; the others stay visible
     axes.set_xlabel("tokens seen")
-    axes.set_ylabel("loss [nats a token]")
+    axes.set_ylabel("loss [nats per token]")
     axes.xaxis.set_major_formatter(_counted)
     axes.set_title(title, fontsize=11)
     with_grid(axes)
@@ -79,7 +79,7 @@ def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     axes.set_xlabel(keys[1])
     axes.set_ylabel(keys[0])
     axes.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=axes, label="validation loss [nats a token]")
+    figure.colorbar(image, ax=axes, label="validation loss [nats per token]")
     save_figure(figure, path)
     return True
 

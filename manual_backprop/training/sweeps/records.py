@@ -1,4 +1,4 @@
-"""What became of each job of a sweep: one file a job, written by whichever process watches over it.
+"""The outcome of each job of a sweep: one file a job, written by the process that watches the job.
 
     outputs/sweeps/<time>-<name>-<6 hex>/
         run.json  tracking.json  run.log      as in a run's directory: the sweep is a run of its own, the parent
@@ -95,7 +95,7 @@ class Records:
     # Requests to stop
 
     def request_stop(self) -> None:
-        """Whoever watches over a job passes it on. May be called by a signal's handler."""
+        """Ask the sweep's jobs to stop; the process that watches a job passes it on. Safe in a signal handler."""
         with (self.sweep / "stop").open("a", encoding="utf-8") as file:
             file.write("stop\n")
 
@@ -121,7 +121,7 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def job_name(number: int, swept: Sequence[str]) -> str | None:
-    """The name of a job's run, model=tiny,learning_rate=0.001; None where nothing was swept. A name that was swept
+    """The name of a job's run, model=tiny,learning_rate=0.001; None if nothing was swept. A name that was swept
     is one already."""
     values = _values(swept)
     if "run_name=null" in swept:
@@ -147,7 +147,7 @@ def _unquoted(value: str) -> str:
     quote = value[:1]
     if len(value) < 2 or quote not in ("'", '"') or value[-1] != quote:
         return value
-    # Backslashes before a quote, or at the end, are doubled, and one more stands before a quote inside.
+    # Backslashes before a quote, or at the end, are doubled, and a quote inside has one more before it.
     return re.sub(rf"(\\+)({quote}|$)", lambda found: "\\" * (len(found[1]) // 2) + found[2], value[1:-1])
 
 
@@ -184,7 +184,8 @@ def measured(record: JobRecord, run: Path | None) -> JobRecord:
 
 
 def current_record(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
-    """A record that says RUNNING although whoever watched over the job has died: what the job's run says itself."""
+    """The record; if it is still RUNNING, with the status that the job's own run has recorded, since the process that
+    watched the job may have died."""
     if record.status != RUNNING:
         return record
     run = run_of_job(outputs, sweep, record.number)
@@ -200,7 +201,7 @@ def best_of(records: Sequence[JobRecord]) -> JobRecord | None:
 
 
 def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
-    """By validation loss; jobs that did not finish come last, by number."""
+    """The records by validation loss, the lowest first; jobs that did not finish come last, by number."""
 
     def place(record: JobRecord) -> tuple[Any, ...]:
         finished = record.status == FINISHED and record.validation_loss is not None

@@ -345,7 +345,7 @@ class Sweep:
         again = f"python -m manual_backprop.run sweep.resume={self.directory.path.name}"
         if interruption.received is not None:
             left = f"{len(unfinished)} of {len(records)} jobs are not finished"
-            interruption.raise_if_received(f"{left}; go on with: {again}")
+            interruption.raise_if_received(f"{left}; continue with: {again}")
         if broken is not None and not (unfinished and isinstance(broken, ValueError)):
             # Optuna raises ValueError at the end of a search without a successful trial; the list below says more.
             reason = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
@@ -398,7 +398,7 @@ def given_to(sweep: Path) -> tuple[list[str], str | None]:
     """The overrides of a sweep's command line, and its --config-dir. Raises InputError."""
     given = read_run(sweep).get("given")
     if not isinstance(given, dict) or not isinstance(given.get("overrides"), list):
-        raise InputError(f"{sweep / 'run.json'} does not say which overrides the sweep was given: it cannot go on")
+        raise InputError(f"{sweep / 'run.json'} does not record the overrides of the sweep: it cannot be resumed")
     if missing := missing_plugins(given.get("plugins")):
         raise InputError(f"{sweep}: {missing[0]}")
     return [str(line) for line in given["overrides"]], given.get("config_folder")

@@ -11,13 +11,13 @@ from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_fi
 
 
 def metrics_of(records: Sequence[JobRecord]) -> list[str]:
-    """Those besides the loss that choose the best checkpoint of some job."""
+    """The metrics besides the loss that choose the best checkpoint of some job."""
     return list(dict.fromkeys(record.metric for record in records if record.metric is not None))
 
 
 def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
-    """The heading, then a row a job, the lowest loss first; what a job did not get to is empty. The directories, which
-    are long, come last."""
+    """The heading, then a row for each job, the lowest loss first; values that a job does not have are empty. The
+    directories, which are long, come last."""
     metrics = metrics_of(records)
     measured = [metric.replace("/", " ").replace("_", " ") for metric in metrics]
     heading = ("overrides", "validation loss", *measured, "tokens a second", "status", "run directory")
@@ -42,7 +42,7 @@ def _shown(record: JobRecord, metric: str) -> str:
 
 
 def _numbers(records: Sequence[JobRecord]) -> range:
-    """Columns that are set flush right."""
+    """The columns that are right-aligned."""
     return range(1, 3 + len(metrics_of(records)))
 
 
@@ -60,7 +60,7 @@ def as_markdown(records: Sequence[JobRecord], directories: bool = True) -> str:
 
 
 def as_csv(records: Sequence[JobRecord]) -> str:
-    """Unrounded, and a column for each key that was swept."""
+    """The table as CSV: unrounded, with a column for each key that was swept, and the errors."""
     keys = list(dict.fromkeys(line.partition("=")[0] for record in records for line in record.swept))
     metrics = metrics_of(records)
     named = [metric.replace("/", "_") for metric in metrics]

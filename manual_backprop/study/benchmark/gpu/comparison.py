@@ -1,7 +1,7 @@
-"""(c) Steps beside those of the peers, in turns, and without each optimization; (d) memory over the batch size.
+"""(c) The time of a step, ours and the peers', and ours without each optimization; (d) memory over the batch size.
 
-Rows and turns are those of the bench, but here all rows of a case warm up at once, since their compilers need the
-processors and not the GPU, and gradients are compared among rows only: (a) has compared them with the truth.
+Rows and turns are those of the bench, with two differences. All rows of a case warm up at once, since their compilers
+need the processors and not the GPU. Gradients are compared among rows only; (a) compares them with float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=1, n_heads=4,
 
 
 def cases(setting: Setting) -> dict[str, Case]:
-    """In the order in which they are measured."""
+    """The cases by name, in the order in which they are measured."""
     found = {name: CASES[name].case(name, "bf16_mixed", 1, None) for name in ("G1", "G4", "G3")}
     if not setting.small:
         return found
@@ -69,7 +69,7 @@ def comparison(setting: Setting) -> Part:
 
 
 def plan(setting: Setting, memory: int | None) -> list[Planned]:
-    """In the order of importance. `memory`: the GPU's [bytes]."""
+    """The measurements, the most important first. `memory`: that of the GPU [bytes], or None."""
     found, subject = cases(setting), subject_of(setting)
     planned = []
     for name, case in found.items():
@@ -91,7 +91,7 @@ def plan(setting: Setting, memory: int | None) -> list[Planned]:
 
 
 def memory_of(device: str) -> int | None:
-    """Of the GPU [bytes]; None on a CPU, where cases are so small that nobody asks."""
+    """The GPU's memory [bytes]; None on a CPU, where the cases are so small that it does not matter."""
     import torch
 
     return int(torch.cuda.get_device_properties(device).total_memory) if device != "cpu" else None
@@ -111,7 +111,7 @@ def subject_of(setting: Setting) -> str:
 
 def _measured(title: str, case: Case, names: Sequence[str], until: float) -> Table:
     if time.monotonic() >= until:
-        return Table(title, (), remarks=["there was no time for it"])
+        return Table(title, (), remarks=["not measured: the time was over"])
     try:
         return table_of(title, measure(case, names, work=work, at_once=True, until=until))
     except CheckFailedError as error:
@@ -191,7 +191,7 @@ def memory(setting: Setting) -> Part:
 
 
 def peak(point: Point, setting: Setting) -> float | None:
-    """[GiB] of some steps; None where the system does not tell."""
+    """The peak memory of some steps [GiB]; None if the system does not report it."""
     import gc
 
     import torch

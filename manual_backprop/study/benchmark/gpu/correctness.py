@@ -1,8 +1,7 @@
-"""(a) Right, or not: on this device, with its kernels, in every precision, against float64 on the CPU.
+"""(a) Correctness on this device, with its kernels, in every precision, against float64 on the CPU.
 
-A pair's or a network's error is told beside that of PyTorch's autograd in the same precision on the same device, as in
-`study/gradient_check/low_precision.py`: at most twice as large, in the median of a few draws. In fp64 the error itself
-is bounded.
+The error of a pair or a network may be at most twice that of PyTorch's autograd in the same precision on the same
+device, in the median of a few draws (`study/gradient_check/low_precision.py`). In fp64 the error itself has a bar.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from .processes import Failed, each
 from .tables import Part, Setting, Table
 
 SEEDS = range(3)
-STEPS = 8  # with a graph and without: some run as they are, one is captured, the others are its replays
+STEPS = 8  # of a training with a graph: the first steps run eagerly, one is captured, the others replay it
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-# Heads of 16, which fused attention takes, and sequences that are more than one of its tiles, and no whole number.
+# Heads of width 16, which fused attention takes, and sequences of more than one of its tiles, the last one not full.
 FOR_FUSED_ATTENTION = {"d_model": 64, "max_seq_len": 160}
-GROUPED = "grouped"  # in a network's name: several queries share a key
-UPDATES_BAR = 1e-5  # relative error of parameters after some updates in float32, against the textbook's in float64
+GROUPED = "grouped"  # in a network's name: grouped-query attention
+UPDATES_BAR = 1e-5  # relative error of parameters after some updates in float32, against the reference in float64
 
 
 class Item(NamedTuple):
@@ -43,7 +42,7 @@ class Item(NamedTuple):
 
 
 def items(small: bool) -> list[Item]:
-    """In the order of importance; `small`: of each kind one or two."""
+    """Everything to check, the most important first; if `small`, one or two items of each kind."""
     networks = [f"{architecture} decoder" for architecture in ARCHITECTURES]
     others = [f"gpt2 {network}" for network in ("encoder_decoder", "encoder")]
     if small:
@@ -68,9 +67,10 @@ def items(small: bool) -> list[Item]:
 
 
 def correctness(setting: Setting) -> Part:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # in the processes below: cuBLAS is deterministic then
+    """A table with the worst error of each item, until the time is over."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic in the processes below
     wanted = items(setting.small)
-    table = Table("Errors", ("what", "precision", "worst of it", "error", "bar", "right"))
+    table = Table("Errors", ("what", "precision", "largest error in", "error", "bar", "passed"))
     graphs = 0
     for item, found in each(check, wanted, setting):
         what = f"{item.kind} {item.name}"
@@ -79,26 +79,26 @@ def correctness(setting: Setting) -> Part:
                 table.failures.append(f"{what} in {item.precision}: {found.message}")
             continue
         findings, uses_graph = found
-        one = worst(findings)
-        table.rows.append((what, item.precision, one.quantity, one.error, one.bar, one.ok))
+        largest = worst(findings)
+        table.rows.append((what, item.precision, largest.quantity, largest.error, largest.bar, largest.ok))
         graphs += uses_graph
-        if not one.ok:
+        if not largest.ok:
             table.failures.append(
-                f"{what} in {item.precision}: {one.quantity} is off by {one.error:.3g}, bar {one.bar:g}"
+                f"{what} in {item.precision}: error of {largest.quantity} {largest.error:.3g}, bar {largest.bar:g}"
             )
     tried = len(table.rows) + len(table.failures)
     table.remarks = [
         f"{len(table.rows)} of {len(wanted)} measured, {len(table.failures)} wrong"
-        + ("" if tried >= len(wanted) else "; for the others there was no time"),
-        "errors: of fp64 relative to float64 on the CPU, of other precisions relative to that of autograd here; "
-        "of updates relative to the textbook's in float64; of graphs tensors whose bits differ",
-        f"{graphs} of the steps compared were graphs",
+        + ("" if tried >= len(wanted) else "; the time was over before the others"),
+        "errors: in fp64 against float64 on the CPU; in other precisions relative to autograd's error on this device; "
+        "of updates against the reference optimizer in float64; of graphs, the number of tensors whose bits differ",
+        f"{graphs} items were checked with a captured graph",
     ]
     yield table
 
 
 def check(item: Item, setting: Setting) -> tuple[list[Finding], bool]:
-    """What was measured, and whether a graph was made."""
+    """The findings, and whether a graph was captured. Runs in a process of its own."""
     device = torch.device(setting.device)
     if item.kind == "graph":
         return check_graph(item, device)
@@ -106,6 +106,7 @@ def check(item: Item, setting: Setting) -> tuple[list[Finding], bool]:
 
 
 def config_of(item: Item, device: torch.device) -> CustomTransformerConfig:
+    """The small network that an item's name and precision describe, with the kernels of the device."""
     architecture, _, rest = item.name.partition(" ")
     network = rest.removeprefix(f"{GROUPED} ") if item.kind == "network" else "decoder"
     settings: dict[str, Any] = {"n_outputs": 5} if network == "encoder" else {}
@@ -114,11 +115,12 @@ def config_of(item: Item, device: torch.device) -> CustomTransformerConfig:
     dropout = 0.1 if "dropout" in rest else 0.0
     name = architecture.rstrip(",") if item.kind != "update" else "gpt2"
     small = replace(ENOUGH_TO_ROUND, architecture=name, network=network, dropout=dropout, **settings)
-    compile_ = "never" if device.type == "cpu" else "auto"  # it would take longer than all else here
+    compile_ = "never" if device.type == "cpu" else "auto"  # compiling takes longer than all the rest
     return replace(small, precision=item.precision, device=str(device), kernels="fused", compile=compile_)
 
 
 def check_pair(item: Item, device: torch.device) -> list[Finding]:
+    """The errors of a pair's outputs and gradients, with the kernels of the device."""
     precision = {"fp16": "fp16_mixed"}.get(item.precision, item.precision)
     pairs = kernels.Table(config_of(item._replace(name="gpt2", precision=precision), device), device)
     with pairs.calculation(None, pairs.compiles("never" if device.type == "cpu" else "auto")):
@@ -127,9 +129,10 @@ def check_pair(item: Item, device: torch.device) -> list[Finding]:
 
 
 def check_network(item: Item, device: torch.device) -> list[Finding]:
+    """The errors of a network's loss and gradients."""
     config = config_of(item, device)
     if item.precision != "fp64":
-        # an encoder has a target a row: of few, each has so much of the loss that float16 overflows
+        # An encoder has one target a row. With few rows the gradients of each are so large that float16 overflows.
         return check_network_precision(config, "proof", SEEDS, B=32 if config.network == "encoder" else 4)
     errors = draw_errors(config, "proof", B=4, T=config.max_seq_len, peer="torch")
     return [Finding(item.name, name, by_hand, AUTOGRAD_BAR) for name, (by_hand, _) in errors.items()]
@@ -137,7 +140,8 @@ def check_network(item: Item, device: torch.device) -> list[Finding]:
 
 @torch.no_grad()
 def check_update(item: Item, device: torch.device) -> list[Finding]:
-    """Some steps of the same gradients, clipped, by the optimizer of this device; one of them is not finite."""
+    """The errors of the parameters after four clipped steps of this device's optimizer with random gradients; one of
+    the steps has a NaN and must be skipped."""
     config = config_of(item, device)
     own = build_network("custom", config)
     exact = build_network("custom", replace(config, precision="fp64", device="cpu", kernels="reference"))
@@ -163,10 +167,10 @@ def check_update(item: Item, device: torch.device) -> list[Finding]:
 
 
 def check_graph(item: Item, device: torch.device) -> tuple[list[Finding], bool]:
-    """The same steps with a graph and without: every loss, norm and parameter, bit by bit."""
+    """The same steps with a graph and without: every loss, norm and parameter must be bitwise equal."""
     config = config_of(item, device)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # not `warn_only`: flash attention's backward would add in any order
+    torch.use_deterministic_algorithms(True)  # with warn_only, flash attention's backward would add in varying order
     try:
         (want, _), (got, graphs) = (steps_of(config, graph) for graph in (False, True))
     finally:
@@ -182,6 +186,7 @@ def check_graph(item: Item, device: torch.device) -> tuple[list[Finding], bool]:
 
 
 def steps_of(config: CustomTransformerConfig, graph: bool) -> tuple[dict[str, Tensor], Graphs | None]:
+    """Losses, norms and the final parameters of STEPS training steps, and the graphs that they used."""
     network = build_network("custom", config)
     step = TrainingStep(network, network.adamw(0.1, (0.9, 0.99), 1e-8), 1.0, graph=graph)
     found: dict[str, Tensor] = {}
@@ -195,5 +200,6 @@ def steps_of(config: CustomTransformerConfig, graph: bool) -> tuple[dict[str, Te
 
 
 def batches_of(config: CustomTransformerConfig, number: int) -> Iterator[AnyBatch]:
-    for place in range(2):
-        yield replace(draw_batch(config, 4, config.max_seq_len, 10 * number + place), first_row=4 * place)
+    """The two micro-batches of step `number`, of 4 rows each."""
+    for part in range(2):
+        yield replace(draw_batch(config, 4, config.max_seq_len, 10 * number + part), first_row=4 * part)

@@ -1,5 +1,5 @@
-"""Items in a process of their own, one after the other. An error of the GPU leaves its process of no use, so the items
-after it get a new one; and what takes too long is ended."""
+"""Runs items one after the other in a child process. An error of the GPU makes its process unusable, so the items after
+it get a new process. An item that takes too long is ended."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Function = Callable[[Any, Setting], Any]
 
 @dataclass(frozen=True)
 class Failed:
-    """What an item gives that raised an error."""
+    """The result of an item that raised an error."""
 
     message: str
-    ends: bool = False  # whether its process ended with it
-    late: bool = False  # whether the time was over, and nothing is known of it
+    ends: bool = False  # whether it ended its process
+    late: bool = False  # whether the time was over before it had a result
 
 
 def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator[tuple[Any, Any]]:
@@ -38,15 +38,16 @@ def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator
                     answer = Failed(str(error), ends=True, late=isinstance(error, NotInTime))
                 alive = not (isinstance(answer, Failed) and answer.ends)
                 if isinstance(answer, Failed) and answer.late:
-                    process.process.terminate()  # it would be waited for
+                    process.process.terminate()  # leaving the `with` waits for it
                 yield waiting.pop(0), answer
 
 
 def work(end: Connection, function: Function, items: Sequence[Any], setting: Setting) -> None:
+    """In the child process: sends the result of each item through `end`; stops after an error of the GPU."""
     for item in items:
         try:
             answer = function(item, setting)
-        except Exception as error:  # whatever it is, it is that item's result
+        except Exception as error:  # any error is the result of that item
             answer = Failed(f"{type(error).__name__}: {first_line(error)}", ends=_is_of_the_gpu(error))
         end.send(answer)
         if isinstance(answer, Failed) and answer.ends:
@@ -54,7 +55,7 @@ def work(end: Connection, function: Function, items: Sequence[Any], setting: Set
 
 
 def _is_of_the_gpu(error: Exception) -> bool:
-    """Whether nothing more can be done on the GPU in this process, as after an address that is not there."""
+    """Whether this process can no longer use the GPU, as after an access to an invalid address."""
     import torch
 
     kinds = tuple(kind for kind in (getattr(torch, "AcceleratorError", None),) if kind is not None)
