@@ -65,7 +65,8 @@ class Evaluator:
     `model` is a wrapper such as CustomTransformerWrapper, or a network such as CustomTransformer. `bytes_per_token` of
     the text turns nats per token into bits per byte, which can be compared between tokenizers. `device` is where to
     calculate (cpu, cuda, cuda:1 or auto): None means where the model is; for another one, each evaluation copies the
-    model there. Raises InputError for a model that predicts nothing, ConfigError for a device that there is not.
+    model there. Raises InputError for a model that predicts nothing and for a `bytes_per_token` that is not above 0,
+    ConfigError for a device that does not exist.
 
     >>> model = CustomTransformerWrapper(vocab_size=8, d_model=8, n_blocks=1, n_heads=2, d_ffn=8, max_seq_len=4)
     >>> for parameter in model.network.parameters.values():
@@ -83,6 +84,8 @@ class Evaluator:
                 f"model is a {type(model).__name__}; expected a network such as CustomTransformer, or a wrapper such "
                 "as CustomTransformerWrapper."
             )
+        if bytes_per_token is not None and not bytes_per_token > 0:
+            raise InputError(f"bytes_per_token={bytes_per_token!r}: expected the bytes of the text over its tokens")
         self.bytes_per_token = bytes_per_token
         self._model = model
         self._device = None if device is None else _checked_device(self.network, str(device))

@@ -143,6 +143,9 @@ def test_padding_on_the_left_is_refused_where_lengths_count() -> None:
 def test_a_model_and_a_device_that_cannot_be_are_refused(model: CustomTransformerWrapper) -> None:
     with pytest.raises(InputError, match="model is a Linear; expected a network such as CustomTransformer"):
         Evaluator(torch.nn.Linear(2, 2))
+    for nothing in (0, -1.5, float("nan")):
+        with pytest.raises(InputError, match=f"bytes_per_token={nothing}: expected the bytes of the text"):
+            Evaluator(model, bytes_per_token=nothing)
     with pytest.raises(ConfigError, match="device='mps': must be auto, cpu, cuda"):
         Evaluator(model, device="mps")
     with pytest.raises(ConfigError, match=r"device=cuda:99: PyTorch sees \d+ GPUs here"):
