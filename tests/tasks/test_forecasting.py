@@ -460,7 +460,7 @@ def test_a_checkpoint_without_its_scaling(in_its_folder: Path, tmp_path: Path) -
                 "dataset.validation=null: for a series this is a share of its steps",
                 "dataset.subset_size=99: a series is always used as a whole",
                 "task.patch=4: must divide task.history=30, .* use task.history=28 or 32",
-                "dataset.value_columns=a: must be a list of texts .*, or null",
+                "dataset.value_columns=a: must be a list of nonempty texts, .*, or null",
             ),
         ),
         (
