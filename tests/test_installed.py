@@ -187,6 +187,9 @@ WRONG = {
 
 
 @NIGHTLY
+@pytest.mark.parametrize(
+    "scripts", ["wheel", "sdist"], indirect=True
+)  # mypy does not follow an editable install's hook
 def test_a_program_of_a_user_is_checked_against_the_types(scripts: Path, tmp_path: Path) -> None:
     """What is right passes, strictly; each wrong line is an error of its kind."""
     (tmp_path / "program.py").write_text(PROGRAM + "\n".join(WRONG) + "\n")

@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,9 @@ def test_a_planted_bug_is_noticed(bug: Bug, tmp_path: Path) -> None:
     file = tmp_path / KERNELS / bug.file
     file.write_text(file.read_text().replace(bug.old, bug.new))
     done = interpreted(tmp_path)
-    assert (done.returncode, "1 failed" in done.stdout) == (1, True), done.stdout[-2000:] + done.stderr[-2000:]
+    aborted = done.returncode == -signal.SIGABRT  # a write out of bounds may destroy the heap: that is noticed, too
+    noticed = done.returncode == 1 and "1 failed" in done.stdout
+    assert noticed or aborted, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 # Compiled
