@@ -36,6 +36,13 @@ def storage_errors(doing: str) -> Iterator[None]:
         raise StorageError(f"cannot {doing}: {reason}") from error
 
 
+def write_page(path: Path, text: str) -> None:
+    """Write a page that a command makes, and its folder if necessary. Raises StorageError."""
+    with storage_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
 def sync_file(path: Path) -> None:
     """Wait until the content of a file is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.durable_files import storage_errors
+from ..common.durable_files import write_page
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser
 
@@ -22,9 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ..study.api_page import page
 
     written = page()
-    with storage_errors(f"write {chosen.output}"):
-        chosen.output.parent.mkdir(parents=True, exist_ok=True)
-        chosen.output.write_text(written, encoding="utf-8")
+    write_page(chosen.output, written)
     print(f"wrote {chosen.output}")
 
 

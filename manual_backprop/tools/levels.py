@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.durable_files import storage_errors
+from ..common.durable_files import write_page
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser, whole
 from ..config.network import CPU_PRECISIONS
@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = page(
         chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision
     )
-    with storage_errors(f"write {chosen.output}"):
-        chosen.output.parent.mkdir(parents=True, exist_ok=True)
-        chosen.output.write_text(written, encoding="utf-8")
+    write_page(chosen.output, written)
     print(f"wrote {chosen.output}")
 
 

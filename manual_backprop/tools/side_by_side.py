@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.durable_files import storage_errors
+from ..common.durable_files import write_page
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser
 
@@ -25,9 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     page = made_page()
     for path, write in ((chosen.markdown, markdown), (chosen.html, html)):
-        with storage_errors(f"write {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(write(page), encoding="utf-8")
+        write_page(path, write(page))
         print(f"wrote {path}: {len(page.network)} functions of the network, {len(page.pairs)} pairs")
 
 

@@ -1,17 +1,9 @@
 """Bugs that kernels in Triton, and what launches them, tend to have: test_triton.py plants each, and the tests under
-the interpreter must notice it. The old text stands in its file exactly once."""
+the interpreter must notice it. Files are below manual_backprop/kernels/cuda/; the old text stands in one exactly once."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Bug(NamedTuple):
-    name: str
-    file: str  # below manual_backprop/kernels/cuda/
-    old: str
-    new: str
-
+from planted_bugs import Bug
 
 NORM, LOSS, ADAMW, GATE = "triton/normalization.py", "triton/loss.py", "triton/adamw.py", "triton/gate.py"
 ACTIVATIONS, CLIPPING, LAUNCHING = "triton/activations.py", "triton/clipping.py", "triton/launching.py"

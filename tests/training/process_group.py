@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,26 +15,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.common.interruption import SIGNALS
 from manual_backprop.training import report
 from manual_backprop.training.processes import watch
+from manual_backprop.training.processes.group import open_store
 from manual_backprop.training.runner import run_job
 
 Job = dict[str, Any]  # a config's mapping
 PATIENCE = 3.0  # [s] in place of the 15 s after which a process that does not answer is lost
 PRELOADED = ["manual_backprop.training.runner", "manual_backprop.training.command_line"]
-
-
-def open_store() -> tuple[dist.TCPStore, int]:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(16)
-    port = listener.getsockname()[1]
-    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    return store, port
 
 
 class Together:
@@ -47,7 +36,7 @@ class Together:
         forkserver.set_forkserver_preload(PRELOADED)
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        self._stores = [open_store() for _ in jobs]
+        self._stores = [open_store(size) for _ in jobs]
         ports = [port for _, port in self._stores]
         self.processes: list[BaseProcess] = [
             context.Process(target=_run, args=(rank, size, ports, list(jobs), root, before)) for rank in range(size)

@@ -14,7 +14,6 @@ Exit codes: 0 measured, 1 a process failed, 2 wrong arguments.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...common.allocator import keep_freed_memory
 from ...common.processes import ALONE, Place, acting_as
@@ -53,9 +52,11 @@ def add_options(parser: Parser) -> None:
 
 def measure(options: Namespace, folder: Path) -> bool:
     threads = os.cpu_count() or 1
+    from ..processes.group import open_store  # torch
+
     case = CASES[options.case].case(options.case, options.precision, threads, None)
     with ExitStack() as closing:
-        port, store = _store()
+        store, port = open_store(SIZE)
         alone = closing.enter_context(MeasuringProcess(work, case, threads, 0, 1, port))
         together = [
             closing.enter_context(MeasuringProcess(work, case, max(1, threads // SIZE), rank, SIZE, port))
@@ -95,29 +96,16 @@ def verdict(rows: list[Row]) -> str:
     )
 
 
-def _store() -> tuple[int, Any]:
-    """The store through which the processes find each other: its port on this machine, and the store."""
-    import torch.distributed as dist
-
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(SIZE + 1)
-    port = listener.getsockname()[1]
-    return port, dist.TCPStore(
-        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
-
-
 def work(end: Connection, case: Case, threads: int, rank: int, size: int, port: int) -> None:
     """A measuring process: for each question (way, number of steps) it answers with the wall-clock and processor
     seconds of a step."""
     import torch
 
-    from ..processes.group import connect
+    from ..processes.group import LOOPBACK, connect
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     torch.set_num_threads(threads)
-    group = connect(Place(rank, size, rank, size, "127.0.0.1", port), "gloo") if size > 1 else None
+    group = connect(Place(rank, size, rank, size, LOOPBACK, port), "gloo") if size > 1 else None
     with acting_as(group or ALONE):
         answer(end, case, group)
 

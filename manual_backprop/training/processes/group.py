@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import threading
 import time
 import traceback
@@ -27,6 +28,7 @@ from .watch import INTERVAL, Watch
 
 T = TypeVar("T")
 
+LOOPBACK = "127.0.0.1"
 NEVER = timedelta(days=7)  # no timeout: `Watch` notices dead processes, and work may take long
 LIMIT = timedelta(seconds=25)  # to find the others' store
 LAST_MESSAGE_TIMEOUT = timedelta(seconds=5)
@@ -195,10 +197,21 @@ class _Failures:
             raise self.group.why_broken() from error
 
 
+def open_store(size: int) -> tuple[dist.TCPStore, int]:
+    """The store through which `size` processes of this machine find each other, and its port. It exists as long as the
+    returned object."""
+    listener = socket.socket()
+    listener.bind((LOOPBACK, 0))
+    listener.listen(size + 1)
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return store, port
+
+
 def connect(place: Place, backend: str) -> Group:
     """Connects to the other processes and waits for all of them. Raises ProcessFailed if some are missing."""
     os.environ.setdefault("TORCHELASTIC_USE_AGENT_STORE", "True")  # the process that started us holds the store
-    if place.address in ("127.0.0.1", "localhost"):
+    if place.address in (LOOPBACK, "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         # torchrun may restart all processes with the same store

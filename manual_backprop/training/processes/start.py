@@ -11,7 +11,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -40,9 +39,8 @@ from ...config.schema import RunConfig
 from ...config.validation import validate
 from ...tracking.environment import code_digest
 from ...tracking.run_directory import close_dead_runs
-from .group import connect
+from .group import LOOPBACK, connect, open_store
 
-LOOPBACK = "127.0.0.1"
 INTERVAL = 0.05  # [s] between two checks of the processes
 GRACE = 20.0  # [s] for the others to end after one has failed; longer than `watch.PATIENCE`
 RESULT_KEY = "manual_backprop/result"
@@ -65,11 +63,7 @@ def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption
     Raises the error of the first process, or ProcessFailed if it was killed.
     """
     size = config.device.processes
-    listener = socket.socket()
-    listener.bind((LOOPBACK, 0))
-    listener.listen(size + 1)
-    port = listener.getsockname()[1]
-    store = dist.TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    store, port = open_store(size)
     request = json.dumps(
         {
             "config": config.to_dict(),
