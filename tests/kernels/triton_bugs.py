@@ -1,5 +1,8 @@
-"""Bugs that kernels in Triton, and what launches them, tend to have: test_triton.py plants each, and the tests under
-the interpreter must notice it. Files are below manual_backprop/kernels/cuda/; the old text stands in one exactly once."""
+"""Bugs that kernels in Triton, and what launches them, tend to have.
+
+test_triton.py plants each, and the tests under the interpreter must notice it. Files are below
+manual_backprop/kernels/cuda/; the old text stands in one exactly once.
+"""
 
 from __future__ import annotations
 
