@@ -22,7 +22,7 @@ from .network import Network, block_names
 
 
 def summed_loss(
-    logits: Tensor, targets: Tensor, label_smoothing: float, denominator: Tensor, padding: int | None = None
+    logits: Tensor, targets: Tensor, label_smoothing: float, denominator: int | Tensor, padding: int | None = None
 ) -> Tensor:
     """The cross-entropy of the targets that count, over `denominator`, one number.
 
@@ -41,7 +41,7 @@ def summed_loss(
     return total / denominator
 
 
-def squared_errors(outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+def squared_errors(outputs: Tensor, targets: Tensor, denominator: int | Tensor) -> Tensor:
     """The sum of (outputs - targets)^2 over targets that are not NaN, divided by `denominator`. Both (B, n_outputs)."""
     counts = ~targets.isnan()
     return torch.where(counts, wide(outputs) - torch.where(counts, targets, 0), 0).square().sum() / denominator
@@ -53,10 +53,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
 }
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, int | Tensor], Tensor]] = {}
 
 
-def head_loss(config: CustomTransformerConfig, outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+def head_loss(config: CustomTransformerConfig, outputs: Tensor, targets: Tensor, denominator: int | Tensor) -> Tensor:
     """The loss of a network's head. Outputs (B, T, V) with targets (B, T); an encoder's outputs (B, n_outputs) with
     targets (B,) or (B, n_outputs)."""
     if config.head_loss in OBJECTIVES:

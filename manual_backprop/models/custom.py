@@ -12,8 +12,7 @@ import math
 from torch import Tensor
 
 from ..ops import Visible
-from ..ops.loss import OBJECTIVES, objective_gradient, objective_loss
-from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, norm_of
+from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, linear_of, norm_of
 from .recorder import scoped
 from .step import Cache, HandWrittenNetwork
 
@@ -21,11 +20,6 @@ from .step import Cache, HandWrittenNetwork
 class CustomTransformer(HandWrittenNetwork):
     """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`. Raises ConfigError for a
     config that no decoder can be built from, and InputError for a batch that it cannot read.
-
-    In bf16_mixed and fp16_mixed the residual stream x stays in float32, as in autocast, and the inputs of matrix
-    products are rounded. A 16-bit stream would be rounded at every sum: in networks of more than some 10 blocks the
-    errors of the gradients would be more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does
-    nothing.
 
     >>> from manual_backprop.common.batch import Batch
     >>> network = CustomTransformer({"vocab_size": 16, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 32})
@@ -54,38 +48,6 @@ class CustomTransformer(HandWrittenNetwork):
         self._hidden_backward(dx, hidden_cache)
         self.on_gradients_complete(None)
         return loss
-
-    def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> tuple[Tensor, Cache]:
-        """x (B, T, D) -> the loss of its logits, one number."""
-        ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
-        if self.config.head_loss in OBJECTIVES:
-            logits, head_cache = ops.linear_forward(x, self.head)
-            loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
-            return loss, (None, ops.linear_backward(objective_gradient(self.dloss, loss_cache), head_cache, self.dhead))
-        if ops.serves("linear_cross_entropy"):  # both halves at once: no logits are kept between them
-            loss, dx = ops.linear_cross_entropy(
-                x,
-                self.head,
-                targets,
-                denominator,
-                smoothing,
-                self.dhead,
-                padding=padding,
-                dloss=self.dloss,
-                record=self.recorder,
-            )
-            return loss, (None, dx)
-        loss, loss_cache = ops.linear_cross_entropy_forward(
-            x, self.head, targets, denominator, smoothing, padding, record=self.recorder
-        )
-        return loss, (loss_cache, None)
-
-    def _loss_backward(self, dloss: float | Tensor, cache: Cache) -> Tensor:
-        """dloss, one number -> dx (B, T, D)."""
-        loss_cache, dx = cache
-        if loss_cache is not None:
-            dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache, self.dhead, record=self.recorder)
-        return dx
 
     def _step(
         self,
@@ -147,7 +109,7 @@ class CustomTransformer(HandWrittenNetwork):
             for block in self.stacks[stack]:
                 x, branch = blocks.forward(self._pre_norm_block_forward, x, branch, block, visible, dropout, memory)
             (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, f"{stack}final_norm"))
-            self.recorder(f"{stack}final_norm.output", x)
+            self._recording(f"{stack}final_norm.output", x)
         else:
             for block in self.stacks[stack]:
                 x = blocks.forward(self._post_norm_block_forward, x, block, visible, dropout, memory)
@@ -160,7 +122,7 @@ class CustomTransformer(HandWrittenNetwork):
         """
         blocks, norm_cache = cache
         if self.config.traits.pre_norm:
-            self.recorder(f"{stack}final_norm.doutput", dx)
+            self._recording(f"{stack}final_norm.doutput", dx)
             # _, x = norm(x + branch); the sum is not used again, so its gradient comes only through the norm
             dx = dbranch = self.norm_backward(None, dx, norm_cache, *norm_of(self.gradients, f"{stack}final_norm"))
             for block in reversed(self.stacks[stack]):
@@ -187,21 +149,20 @@ class CustomTransformer(HandWrittenNetwork):
             x = x.to(self.config.get_dtype())
         else:
             scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
-            weight = self.parameters[table]
-            x, token_cache = self.ops.token_embedding_forward(tokens, weight, scale)
+            x, token_cache = self.ops.token_embedding_forward(tokens, self.parameters[table], scale)
         position_cache: Cache = None
         if self.config.position_kind == "learned":
             x, position_cache = self.ops.learned_positions_forward(x, self.parameters[places])
         elif self.config.position_kind == "sinusoidal":
             x, position_cache = self.ops.sinusoidal_positions_forward(x, self.position_table)
         x, dropout_cache = self.ops.dropout_forward(x, dropout.at(f"{stack}embedding"))
-        self.recorder(f"{stack}embedding.output", x)
+        self._recording(f"{stack}embedding.output", x)
         return x, (token_cache, position_cache, dropout_cache)
 
     def _embedding_backward(self, dx: Tensor, cache: Cache, stack: str = "") -> None:
         token_cache, position_cache, dropout_cache = cache
         table, places = self.tables[stack]
-        self.recorder(f"{stack}embedding.doutput", dx)
+        self._recording(f"{stack}embedding.doutput", dx)
         # x = dropout(scale * W[tokens] + positions)
         dx = self.ops.dropout_backward(dx, dropout_cache)
         if self.config.position_kind == "learned":
@@ -232,7 +193,7 @@ class CustomTransformer(HandWrittenNetwork):
         x, branch (B, T, D) -> x, branch (B, T, D).
         """
         p = self.block_parameters[block]
-        record = scoped(self.recorder, f"{block}.")
+        record = scoped(self._recording, f"{block}.")
         (x, normed), attention_norm_cache = self.norm_forward(x, branch, *norm_of(p, "attention_norm"))
         record("input", x)
         record("attention_norm.output", normed)
@@ -256,7 +217,7 @@ class CustomTransformer(HandWrittenNetwork):
         """dx, dbranch (B, T, D) -> the gradient of the block's x, and also of its branch (B, T, D); adds to dmemory."""
         attention_norm_cache, attention_cache, cross_cache, feed_forward_norm_cache, feed_forward_cache = cache
         d = self.block_gradients[block]
-        record = scoped(self.recorder, f"{block}.")
+        record = scoped(self._recording, f"{block}.")
         # branch = feed_forward(normed)
         dnormed = self._feed_forward_backward(dbranch, block, feed_forward_cache)
         record("feed_forward_norm.doutput", dnormed)
@@ -288,7 +249,7 @@ class CustomTransformer(HandWrittenNetwork):
         x (B, T, D) -> x (B, T, D). Without a memory there is no cross-attention.
         """
         p = self.block_parameters[block]
-        record = scoped(self.recorder, f"{block}.")
+        record = scoped(self._recording, f"{block}.")
         record("input", x)
         attended, attention_cache = self._attention_forward(x, block, visible, dropout)
         (_, x), attention_norm_cache = self.norm_forward(x, attended, *norm_of(p, "attention_norm"))
@@ -309,7 +270,7 @@ class CustomTransformer(HandWrittenNetwork):
         """dx (B, T, D) -> dx (B, T, D); adds to dmemory."""
         attention_cache, attention_norm_cache, cross_cache, feed_forward_cache, feed_forward_norm_cache = cache
         d = self.block_gradients[block]
-        record = scoped(self.recorder, f"{block}.")
+        record = scoped(self._recording, f"{block}.")
         record("feed_forward_norm.doutput", dx)
         # _, x = norm(x + branch)
         dx = dbranch = self.norm_backward(None, dx, feed_forward_norm_cache, *norm_of(d, "feed_forward_norm"))
@@ -335,16 +296,13 @@ class CustomTransformer(HandWrittenNetwork):
     def _attention_forward(
         self, x: Tensor, block: str, visible: Visible, dropout: DropoutSource
     ) -> tuple[Tensor, Cache]:
-        """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
-
-        In an architecture without biases `get` returns None, and `linear` adds none.
-        """
+        """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D)."""
         p, ops = self.block_parameters[block], self.ops
         place = f"{block}.attention."
-        record = scoped(self.recorder, place)
+        record = scoped(self._recording, place)
         x = x.to(self.compute_dtype)
-        qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
-        attention_cache: Cache
+        qkv, qkv_cache = ops.linear_forward(x, *linear_of(p, "attention.qkv"))  # (B, T, 3D)
+        record("qkv", qkv)
         dropped = dropout.at_heads(place + "probabilities")
         if self.config.traits.positions == "rotary":
             heads = self.config.n_heads, self.config.kv_heads
@@ -353,10 +311,9 @@ class CustomTransformer(HandWrittenNetwork):
             )
         else:
             context, attention_cache = ops.self_attention_forward(qkv, self.config.n_heads, visible, dropped, record)
-        y, output_cache = ops.linear_forward(context, p["attention.output.weight"], p.get("attention.output.bias"))
-        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
-        record("qkv", qkv)
         record("context", context)
+        y, output_cache = ops.linear_forward(context, *linear_of(p, "attention.output"))
+        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
         record("output", y)
         return y, (qkv_cache, attention_cache, output_cache, dropout_cache)
 
@@ -364,11 +321,11 @@ class CustomTransformer(HandWrittenNetwork):
         """dy (B, T, D) -> dx (B, T, D)."""
         qkv_cache, attention_cache, output_cache, dropout_cache = cache
         d, ops = self.block_gradients[block], self.ops
-        record = scoped(self.recorder, f"{block}.attention.")
+        record = scoped(self._recording, f"{block}.attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
         dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
-        dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias"))
+        dcontext = ops.linear_backward(dy, output_cache, *linear_of(d, "attention.output"))
         record("dcontext", dcontext)
         # context = attention(qkv)
         if self.config.traits.positions == "rotary":
@@ -377,7 +334,7 @@ class CustomTransformer(HandWrittenNetwork):
             dqkv = ops.self_attention_backward(dcontext, attention_cache, record=record)
         record("dqkv", dqkv)
         # qkv = x W_qkv^T + b_qkv
-        return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))
+        return ops.linear_backward(dqkv, qkv_cache, *linear_of(d, "attention.qkv"))
 
     def _cross_attention_forward(
         self, x: Tensor, memory: Memory, block: str, dropout: DropoutSource
@@ -386,26 +343,20 @@ class CustomTransformer(HandWrittenNetwork):
         y (B, T, D). No rotary positions here: positions of the target and of the source cannot be compared."""
         p, ops = self.block_parameters[block], self.ops
         place = f"{block}.cross_attention."
-        record = scoped(self.recorder, place)
+        record = scoped(self._recording, place)
         x, read = x.to(self.compute_dtype), memory.states.to(self.compute_dtype)
-        query, query_cache = ops.linear_forward(
-            x, p["cross_attention.query.weight"], p.get("cross_attention.query.bias")
-        )
-        key_value, key_value_cache = ops.linear_forward(
-            read, p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
-        )  # (B, S, 2GK)
+        query, query_cache = ops.linear_forward(x, *linear_of(p, "cross_attention.query"))
+        key_value, key_value_cache = ops.linear_forward(read, *linear_of(p, "cross_attention.key_value"))  # (B, S, 2GK)
+        record("query", query)
+        record("key_value", key_value)
         dropped = dropout.at_heads(place + "probabilities")
         heads = self.config.n_heads, self.config.kv_heads
         context, attention_cache = ops.cross_attention_forward(
             query, key_value, *heads, memory.visible, dropped, record
         )
-        y, output_cache = ops.linear_forward(
-            context, p["cross_attention.output.weight"], p.get("cross_attention.output.bias")
-        )
-        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
-        record("query", query)
-        record("key_value", key_value)
         record("context", context)
+        y, output_cache = ops.linear_forward(context, *linear_of(p, "cross_attention.output"))
+        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
         record("output", y)
         return y, (query_cache, key_value_cache, attention_cache, output_cache, dropout_cache)
 
@@ -413,33 +364,27 @@ class CustomTransformer(HandWrittenNetwork):
         """dy (B, T, D) -> dx (B, T, D); adds to dmemory (B, S, D), which all blocks share, like the memory."""
         query_cache, key_value_cache, attention_cache, output_cache, dropout_cache = cache
         d, ops = self.block_gradients[block], self.ops
-        record = scoped(self.recorder, f"{block}.cross_attention.")
+        record = scoped(self._recording, f"{block}.cross_attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
         dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
-        dcontext = ops.linear_backward(
-            dy, output_cache, d["cross_attention.output.weight"], d.get("cross_attention.output.bias")
-        )
+        dcontext = ops.linear_backward(dy, output_cache, *linear_of(d, "cross_attention.output"))
         record("dcontext", dcontext)
         # context = attention(query, key, value)
         dquery, dkey_value = ops.cross_attention_backward(dcontext, attention_cache, record=record)
         record("dquery", dquery)
         record("dkey_value", dkey_value)
-        weight, bias = d["cross_attention.key_value.weight"], d.get("cross_attention.key_value.bias")
         # key, value = memory W_key_value^T + b_key_value
-        ops.linear_backward(dkey_value, key_value_cache, weight, bias, dx=dmemory)
+        ops.linear_backward(dkey_value, key_value_cache, *linear_of(d, "cross_attention.key_value"), dx=dmemory)
         # query = x W_query^T + b_query
-        return ops.linear_backward(
-            dquery, query_cache, d["cross_attention.query.weight"], d.get("cross_attention.query.bias")
-        )
+        return ops.linear_backward(dquery, query_cache, *linear_of(d, "cross_attention.query"))
 
     def _feed_forward_forward(self, x: Tensor, block: str, dropout: DropoutSource) -> tuple[Tensor, Cache]:
         """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
         p, ops = self.block_parameters[block], self.ops
         place = f"{block}.feed_forward."
-        record = scoped(self.recorder, place)
+        record = scoped(self._recording, place)
         x = x.to(self.compute_dtype)
-        feed_forward_cache: Cache
         if self.config.traits.gated:
             y, feed_forward_cache = ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p), record=record)
         else:
@@ -452,7 +397,7 @@ class CustomTransformer(HandWrittenNetwork):
         """dy (B, T, D) -> dx (B, T, D)."""
         feed_forward_cache, dropout_cache = cache
         d, ops = self.block_gradients[block], self.ops
-        record = scoped(self.recorder, f"{block}.feed_forward.")
+        record = scoped(self._recording, f"{block}.feed_forward.")
         record("doutput", dy)
         # y = dropout(feed_forward(x))
         dy = ops.dropout_backward(self.narrow(dy), dropout_cache)

@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import Visible
-from .autograd import ACTIVATIONS, head_loss
 from .mirror_step import (
     MirroredNetwork,
     cross_attention_mirror,
     dropout_mirror,
+    feed_forward_mirror,
+    gated_feed_forward_mirror,
     rotary_attention_mirror,
     self_attention_mirror,
 )
-from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, norm_of
+from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, linear_of, norm_of
 from .recorder import scoped
 
 
@@ -39,16 +40,10 @@ class TorchTransformer(MirroredNetwork):
     """
 
     def _training_step(
-        self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: Tensor, dropout: DropoutSource
+        self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: int | Tensor, dropout: DropoutSource
     ) -> Tensor:
         x = self._hidden_forward(tokens, visible, dropout)
         return self._loss_forward(x, targets, denominator)
-
-    def _loss_forward(self, x: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
-        """x (B, T, D) -> the loss of its logits, one number."""
-        logits = F.linear(x, self.head)
-        self._recording("logits", logits)
-        return head_loss(self.config, logits, targets, denominator)
 
     def _step(
         self,
@@ -56,7 +51,7 @@ class TorchTransformer(MirroredNetwork):
         segments: Tensor | None,
         targets: Tensor,
         *,
-        denominator: Tensor,
+        denominator: int | Tensor,
         dropout: DropoutSource,
     ) -> Tensor:
         return self._training_step(tokens, targets, Visible.within(segments), denominator, dropout)
@@ -106,10 +101,8 @@ class TorchTransformer(MirroredNetwork):
         if self.config.n_inputs is not None:
             x = F.linear(tokens, self.leaves[table], self.leaves["input.bias"]).to(self.config.get_dtype())
         else:
-            weight = self.leaves[table]
-            x = F.embedding(tokens, weight)
-            if self.config.traits.scaled_embedding:
-                x = x * math.sqrt(self.config.d_model)
+            scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
+            x = scale * F.embedding(tokens, self.leaves[table])
         if self.config.position_kind == "learned":
             x = x + self.leaves[places][: tokens.shape[1]]
         elif self.config.position_kind == "sinusoidal":
@@ -178,14 +171,11 @@ class TorchTransformer(MirroredNetwork):
     # The sublayers, which both blocks share
 
     def _attention_forward(self, x: Tensor, block: str, visible: Visible, dropout: DropoutSource) -> Tensor:
-        """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
-
-        In an architecture without biases `get` returns None, and `linear` adds none.
-        """
+        """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D)."""
         p = self.block_parameters[block]
         place = f"{block}.attention."
         record = scoped(self._recording, place)
-        qkv = F.linear(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
+        qkv = F.linear(x, *linear_of(p, "attention.qkv"))  # (B, T, 3D)
         record("qkv", qkv)
         dropped = dropout.at_heads(place + "probabilities")
         if self.config.traits.positions == "rotary":
@@ -194,7 +184,7 @@ class TorchTransformer(MirroredNetwork):
         else:
             context = self_attention_mirror(qkv, self.config.n_heads, visible, dropped, record)
         record("context", context)
-        y = F.linear(context, p["attention.output.weight"], p.get("attention.output.bias"))
+        y = F.linear(context, *linear_of(p, "attention.output"))
         y = dropout_mirror(y, dropout.at(place + "output"))
         record("output", y)
         return y
@@ -202,22 +192,19 @@ class TorchTransformer(MirroredNetwork):
     def _cross_attention_forward(self, x: Tensor, memory: Memory, block: str, dropout: DropoutSource) -> Tensor:
         """y = dropout(attention(x W_query^T, memory W_key_value^T) W_output^T). x (B, T, D), memory (B, S, D) ->
         y (B, T, D). No rotary positions here: positions of the target and of the source cannot be compared."""
-        p, config = self.block_parameters[block], self.config
+        p = self.block_parameters[block]
         place = f"{block}.cross_attention."
         record = scoped(self._recording, place)
-        query = F.linear(x, p["cross_attention.query.weight"], p.get("cross_attention.query.bias"))
-        key_value = F.linear(
-            memory.states, p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
-        )  # (B, S, 2GK)
+        query = F.linear(x, *linear_of(p, "cross_attention.query"))
+        key_value = F.linear(memory.states, *linear_of(p, "cross_attention.key_value"))  # (B, S, 2GK)
         record("query", query)
         record("key_value", key_value)
-        query = query.unflatten(2, (config.n_heads, -1))  # (B, T, H, K)
-        key, value = key_value.unflatten(2, (2, config.kv_heads, -1)).unbind(2)  # (B, S, G, K)
         dropped = dropout.at_heads(place + "probabilities")
-        context = cross_attention_mirror(query, key, value, memory.visible, dropped, record)
-        y = F.linear(context, p["cross_attention.output.weight"], p.get("cross_attention.output.bias"))
-        y = dropout_mirror(y, dropout.at(place + "output"))
+        heads = self.config.n_heads, self.config.kv_heads
+        context = cross_attention_mirror(query, key_value, *heads, memory.visible, dropped, record)
         record("context", context)
+        y = F.linear(context, *linear_of(p, "cross_attention.output"))
+        y = dropout_mirror(y, dropout.at(place + "output"))
         record("output", y)
         return y
 
@@ -227,18 +214,9 @@ class TorchTransformer(MirroredNetwork):
         place = f"{block}.feed_forward."
         record = scoped(self._recording, place)
         if self.config.traits.gated:
-            gated_weight, output_weight = gated_feed_forward_of(p)
-            gated = F.linear(x, gated_weight)
-            record("gated", gated)
-            gate, hidden = gated.chunk(2, dim=-1)
-            activated, output_bias = F.silu(gate) * hidden, None
+            y = gated_feed_forward_mirror(x, *gated_feed_forward_of(p), record=record)
         else:
-            hidden_weight, hidden_bias, output_weight, output_bias = feed_forward_of(p)
-            hidden = F.linear(x, hidden_weight, hidden_bias)
-            record("hidden", hidden)
-            activated = ACTIVATIONS[self.activation](hidden)
-        record("activated", activated)
-        y = F.linear(activated, output_weight, output_bias)
+            y = feed_forward_mirror(x, *feed_forward_of(p), self.activation, record=record)
         y = dropout_mirror(y, dropout.at(place + "output"))
         record("output", y)
         return y

@@ -23,7 +23,7 @@ class TorchEncoderDecoder(TorchTransformer):
         tokens: Tensor,
         targets: Tensor,
         visible: Visible,
-        denominator: Tensor,
+        denominator: int | Tensor,
         dropout: DropoutSource,
     ) -> Tensor:
         memory = self._hidden_forward(source, visible, dropout, stack="encoder.")
@@ -39,7 +39,7 @@ class TorchEncoderDecoder(TorchTransformer):
         tokens: Tensor,
         targets: Tensor,
         *,
-        denominator: Tensor,
+        denominator: int | Tensor,
         dropout: DropoutSource,
     ) -> Tensor:
         visible = Visible(causal=False, key_lengths=lengths)
@@ -72,7 +72,7 @@ class TorchEncoder(TorchTransformer):
         inputs: Tensor,
         lengths: Tensor,
         targets: Tensor,
-        denominator: Tensor,
+        denominator: int | Tensor,
         dropout: DropoutSource,
     ) -> Tensor:
         outputs = self._outputs_forward(inputs, lengths, dropout=dropout)
@@ -84,7 +84,7 @@ class TorchEncoder(TorchTransformer):
         lengths: Tensor,
         targets: Tensor,
         *,
-        denominator: Tensor,
+        denominator: int | Tensor,
         dropout: DropoutSource,
     ) -> Tensor:
         return self._training_step(inputs, lengths, targets, denominator, dropout)

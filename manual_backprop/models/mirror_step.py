@@ -19,7 +19,7 @@ from ..config.schema import CustomTransformerConfig
 from ..ops import CAUSAL, Dropout, Visible, keep_mask
 from ..ops.attention import split_heads
 from ..ops.numerics import Record, no_record
-from .autograd import AutogradNetwork, block_forward
+from .autograd import ACTIVATIONS, AutogradNetwork, block_forward, head_loss
 from .network import DropoutSource, FlatNetwork, block_names, packed_names, stacks_of, tables_of
 from .recorder import gradient_name
 
@@ -40,7 +40,7 @@ def self_attention_mirror(
 ) -> Tensor:
     """PyTorch's fused attention; written out where our dropout mask or a recorder needs the probabilities."""
     if visible.key_lengths is not None:
-        return cross_attention_mirror(*split_heads(qkv, n_heads), visible, dropout, record)
+        return _attention_written_out(*split_heads(qkv, n_heads), visible, dropout, record)
     query, key, value = (x.transpose(1, 2) for x in split_heads(qkv, n_heads))
     looked_at = record.wants("scores") or record.wants("probabilities")
     if dropout is None and not looked_at and visible.is_only_causal:
@@ -61,13 +61,23 @@ def self_attention_mirror(
 
 def cross_attention_mirror(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key_value: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
     visible: Visible,
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> Tensor:
-    """Written out. query (B, T, H, K), key and value (B, S, G, K) -> context (B, T, H K), 0 for a query without
+    """query (B, T, H K), key_value (B, S, 2 G K) -> context (B, T, H K)."""
+    query = query.unflatten(2, (n_heads, -1))  # (B, T, H, K)
+    key, value = key_value.unflatten(2, (2, n_kv_heads, -1)).unbind(2)  # (B, S, G, K)
+    return _attention_written_out(query, key, value, visible, dropout, record)
+
+
+def _attention_written_out(
+    query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
+) -> Tensor:
+    """query (B, T, H, K), key and value (B, S, G, K) -> context (B, T, H K), 0 for a query without
     keys."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     shared = query.shape[1] // key.shape[1]
@@ -111,6 +121,35 @@ def rotary_attention_mirror(
     )
     shared = [part.repeat_interleave(n_heads // n_kv_heads, dim=2) for part in (key, value)]
     return self_attention_mirror(torch.cat((query, *shared), dim=2).flatten(2), n_heads, visible, dropout, record)
+
+
+def feed_forward_mirror(
+    x: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    activation: str,
+    record: Record = no_record,
+) -> Tensor:
+    """x (B, T, D) -> y (B, T, D)."""
+    hidden = F.linear(x, hidden_weight, hidden_bias)  # (B, T, F)
+    record("hidden", hidden)
+    activated = ACTIVATIONS[activation](hidden)
+    record("activated", activated)
+    return F.linear(activated, output_weight, output_bias)
+
+
+def gated_feed_forward_mirror(
+    x: Tensor, gated_weight: Tensor, output_weight: Tensor, record: Record = no_record
+) -> Tensor:
+    """x (B, T, D) -> y (B, T, D). The gate and the hidden layer are one product."""
+    gated = F.linear(x, gated_weight)  # (B, T, 2F)
+    record("gated", gated)
+    gate, hidden = gated.chunk(2, dim=-1)
+    activated = F.silu(gate) * hidden
+    record("activated", activated)
+    return F.linear(activated, output_weight)
 
 
 class WithGradients:
@@ -185,6 +224,12 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
         if bias is None:
             return total, F.rms_norm(total, weight.shape, weight, self.config.epsilon)
         return total, F.layer_norm(total, weight.shape, weight, bias, self.config.epsilon)
+
+    def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> Tensor:
+        """x (B, T, D) -> the loss of its logits, one number."""
+        logits = F.linear(x, self.head)
+        self._recording("logits", logits)
+        return head_loss(self.config, logits, targets, denominator)
 
     @property
     def _recording(self) -> Record:

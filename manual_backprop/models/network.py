@@ -129,6 +129,11 @@ def packed_names(config: CustomTransformerConfig, block: str) -> dict[str, list[
     return packed
 
 
+def linear_of(views: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+    """The parameters of a product, or their gradients: weight, and bias, None in an architecture without biases."""
+    return views[f"{name}.weight"], views.get(f"{name}.bias")
+
+
 def norm_of(views: Mapping[str, Tensor], name: str) -> list[Tensor]:
     """The parameters of a norm, or their gradients: weight, and bias if it has one."""
     return [views[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in views]
@@ -255,6 +260,11 @@ class Network(ABC):
         # Called in every backward pass: with a block's name when its gradients are complete, from the last block to
         # the first, and at the end with None for all others (embedding, final norm, head).
         self.on_gradients_complete: Callable[[str | None], None] = no_callback
+
+    @property
+    def _recording(self) -> Record:
+        """What a step reports its activations to."""
+        return self.recorder
 
     def _check_precision(self) -> None:
         """Raises ConfigError for a precision that this device or this PyTorch does not support."""

@@ -19,6 +19,7 @@ from .. import kernels
 from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
+from ..ops.loss import OBJECTIVES, objective_gradient, objective_loss
 from ..ops.numerics import float32_products, no_record
 from ..optim.parameters import Flat, RoundedMatrices
 from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
@@ -28,7 +29,13 @@ Cache = Any  # private to the pair that returned it
 
 class HandWrittenNetwork(FlatNetwork):
     """A hand-written `Network`; a subclass defines the calculus. The gradient of `parameters[name]` is added into
-    `gradients[name]`."""
+    `gradients[name]`.
+
+    In bf16_mixed and fp16_mixed the residual stream stays in float32, as in autocast, and the inputs of matrix
+    products are rounded. A 16-bit stream would be rounded at every sum: in networks of more than some 10 blocks the
+    errors of the gradients would be more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does
+    nothing.
+    """
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
@@ -76,6 +83,31 @@ class HandWrittenNetwork(FlatNetwork):
         for whole, names in packed_names(self.config, block).items():
             views[whole.removeprefix(prefix)] = flat.packed(names)
         return views
+
+    # The loss of the logits, by what serves it
+
+    def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> tuple[Tensor, Cache]:
+        """x (B, T, D) -> the loss of its logits, one number."""
+        ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
+        if self.config.head_loss in OBJECTIVES:
+            logits, head_cache = ops.linear_forward(x, self.head)
+            loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
+            return loss, (None, ops.linear_backward(objective_gradient(self.dloss, loss_cache), head_cache, self.dhead))
+        inputs = x, self.head, targets, denominator, smoothing
+        if ops.serves("linear_cross_entropy"):  # both halves at once: no logits are kept between them
+            loss, dx = ops.linear_cross_entropy(
+                *inputs, self.dhead, padding=padding, dloss=self.dloss, record=self._recording
+            )
+            return loss, (None, dx)
+        loss, loss_cache = ops.linear_cross_entropy_forward(*inputs, padding, record=self._recording)
+        return loss, (loss_cache, None)
+
+    def _loss_backward(self, dloss: float | Tensor, cache: Cache) -> Tensor:
+        """dloss, one number -> dx (B, T, D)."""
+        loss_cache, dx = cache
+        if loss_cache is not None:
+            dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache, self.dhead, record=self._recording)
+        return dx
 
     # The calculus, defined by a subclass
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parents[2]
-NETWORKS = {PACKAGE / "models" / name for name in ("custom.py", "custom_encoders.py")}
+NETWORKS = {PACKAGE / "models" / name for name in ("custom.py", "custom_encoders.py", "step.py")}
 ROOTS = ("_training_step", "loss_by_autograd")
 
 
