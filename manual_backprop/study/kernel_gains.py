@@ -4,6 +4,7 @@ The ablations are those of `benchmark/ablations.py`, measured by the processes o
 which `python -m manual_backprop.tools.kernel_gains` writes.
 """
 
+import datetime
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -122,7 +123,9 @@ def page(sections: Sequence[str], optimizations: Sequence[str], command: str, tu
         ),
         subject=SUBJECT,
         turns=turns,
-        machine="Measured with " + ", ".join(f"{name} {value}" for name, value in machine().items()) + ".",
+        machine=f"Measured on {datetime.date.today()} with "
+        + ", ".join(f"{name} {value}" for name, value in machine().items())
+        + ".",
         sections="\n\n".join(sections),
     )
     return "\n\n".join(map(_filled, written.strip().split("\n\n"))) + "\n"
