@@ -32,8 +32,8 @@ BUGS = [
     Bug(
         "the memory's gradient from one block alone",
         CUSTOM,
-        "ops.linear_backward(dkey_value, key_value_cache, weight, bias, dx=dmemory)",
-        "dmemory.copy_(ops.linear_backward(dkey_value, key_value_cache, weight, bias))",
+        'ops.linear_backward(dkey_value, key_value_cache, *linear_of(d, "cross_attention.key_value"), dx=dmemory)',
+        'dmemory.copy_(ops.linear_backward(dkey_value, key_value_cache, *linear_of(d, "cross_attention.key_value")))',
     ),
     Bug(
         "the memory's gradient never reaches the encoder",
@@ -575,7 +575,7 @@ BUGS = [
     ),
     Bug(
         "the head's gradient replaces what is there",
-        CUSTOM,
+        STEP,
         "dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
         "self.dhead.zero_()\n            dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
     ),
@@ -618,8 +618,9 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "dy = ops.dropout_backward(self.narrow(dy), dropout_cache)\n        dcontext = ops.linear_backward(dy, out",
-        "dcontext = ops.linear_backward(dy, out",
+        "dy = ops.dropout_backward(self.narrow(dy), dropout_cache)\n        dcontext = ops.linear_backward(dy, "
+        'output_cache, *linear_of(d, "attention',
+        'dcontext = ops.linear_backward(dy, output_cache, *linear_of(d, "attention',
     ),
     Bug(
         "the feed-forward's dropout forgotten",
@@ -648,9 +649,9 @@ BUGS = [
     Bug(
         "every place drops the same elements in backward only",
         CUSTOM,
-        "dcontext = ops.linear_backward(dy, output_cache",
+        'dcontext = ops.linear_backward(dy, output_cache, *linear_of(d, "attention',
         "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
-        "        dcontext = ops.linear_backward(dy, output_cache",
+        '        dcontext = ops.linear_backward(dy, output_cache, *linear_of(d, "attention',
     ),
     # the fused kernels
     Bug(

@@ -93,13 +93,13 @@ class HandWrittenNetwork(FlatNetwork):
             logits, head_cache = ops.linear_forward(x, self.head)
             loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
             return loss, (None, ops.linear_backward(objective_gradient(self.dloss, loss_cache), head_cache, self.dhead))
-        inputs = x, self.head, targets, denominator, smoothing
         if ops.serves("linear_cross_entropy"):  # both halves at once: no logits are kept between them
-            loss, dx = ops.linear_cross_entropy(
-                *inputs, self.dhead, padding=padding, dloss=self.dloss, record=self._recording
-            )
+            inputs = x, self.head, targets, denominator, smoothing, self.dhead
+            loss, dx = ops.linear_cross_entropy(*inputs, padding=padding, dloss=self.dloss, record=self._recording)
             return loss, (None, dx)
-        loss, loss_cache = ops.linear_cross_entropy_forward(*inputs, padding, record=self._recording)
+        loss, loss_cache = ops.linear_cross_entropy_forward(
+            x, self.head, targets, denominator, smoothing, padding, record=self._recording
+        )
         return loss, (loss_cache, None)
 
     def _loss_backward(self, dloss: float | Tensor, cache: Cache) -> Tensor:
