@@ -86,9 +86,9 @@ class Page:
 
 def made_page() -> Page:
     version = ".".join(torch.__version__.split(".")[:2])
-    step, *others = mirrored(TorchTransformer)
-    functions = [step, "_loss_forward", *others]  # the loss lies beside the choice of its kernel
-    return Page([_of_network(name) for name in functions], [_of_pair(name) for name in in_order()], version)
+    return Page(
+        [_of_network(name) for name in mirrored(TorchTransformer)], [_of_pair(name) for name in in_order()], version
+    )
 
 
 def mirrored(network: type) -> list[str]:
