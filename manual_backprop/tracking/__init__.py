@@ -12,7 +12,6 @@
     mlflow_delivery.py  the delivery itself, for that thread and for `python -m manual_backprop.sync`
     late_delivery.py    the same for a run that has ended
     mlflow_model.py     a run's best checkpoint as MLflow's model
-    parent_runs.py      a sweep and its runs in MLflow
     provenance.py       the code of a run: commit, changes, packages
     environment.py      what determines the exact bits of a run: threads, torch, processor, compiler, code
 

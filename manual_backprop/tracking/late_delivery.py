@@ -6,7 +6,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, tracking_uri
-from manual_backprop.tracking.mlflow_messages import where_to_look, without_credentials
+from manual_backprop.tracking.mlflow_messages import where_to_look
 from manual_backprop.tracking.run_directory import (
     RUNS,
     SWEEPS,
@@ -30,7 +30,7 @@ def deliver_run(which: str, root: Path) -> str:
         delivery = MlflowDelivery(run.path, root)
         delivery.deliver(final=True)
         delivery.terminate_dead_runs()
-        where = f"{without_credentials(delivery.uri)}, experiment {experiment_name}"
+        where = f"{delivery.address}, experiment {experiment_name}"
         return f"{run.path} is delivered to {where}. {delivery.refusal_message()}".removesuffix(". ")
     finally:
         run.release()
