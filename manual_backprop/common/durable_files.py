@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from manual_backprop.common.errors import InputError, StorageError
+from .errors import InputError, StorageError
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space",

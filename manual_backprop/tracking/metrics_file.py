@@ -33,8 +33,8 @@ from operator import index
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.common.durable_files import storage_errors
-from manual_backprop.common.errors import InputError
+from ..common.durable_files import storage_errors
+from ..common.errors import InputError
 
 FORMAT = "manual_backprop.metrics"
 VERSION = 1

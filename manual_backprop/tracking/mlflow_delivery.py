@@ -33,23 +33,14 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from manual_backprop.checkpoints.checkpoint import CheckpointManager, step_of
-from manual_backprop.common.errors import InputError, ManualBackpropError
-from manual_backprop.common.uris import file_uri, is_inside, path_of, sqlite_database, sqlite_uri, store_uri
-from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
-from manual_backprop.tracking.mlflow_messages import one_line, refusals, remedies, without_credentials
-from manual_backprop.tracking.mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
-from manual_backprop.tracking.run_directory import (
-    FINISHED,
-    RUNNING,
-    RUNS,
-    SWEEPS,
-    list_runs,
-    own_run_directory,
-    read_run,
-    update_run,
-)
-from manual_backprop.tracking.tracker import DIRECTORY_TAG, STORE, TRACKING_FILE, Tracked
+from ..checkpoints.checkpoint import CheckpointManager, step_of
+from ..common.errors import InputError, ManualBackpropError
+from ..common.uris import file_uri, is_inside, path_of, sqlite_database, sqlite_uri, store_uri
+from .metrics_file import METRICS, Entry, read_entries
+from .mlflow_messages import one_line, refusals, remedies, without_credentials
+from .mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
+from .run_directory import FINISHED, RUNNING, RUNS, SWEEPS, list_runs, own_run_directory, read_run, update_run
+from .tracker import DIRECTORY_TAG, STORE, TRACKING_FILE, Tracked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment
-from manual_backprop.tracking.mlflow_messages import one_line
-from manual_backprop.tracking.run_directory import FINISHED
-from manual_backprop.tracking.tracker import LocalTracker
+from .mlflow_delivery import MlflowDelivery, prepare_environment
+from .mlflow_messages import one_line
+from .run_directory import FINISHED
+from .tracker import LocalTracker
 
 INTERVAL = 1.0  # [s] between two deliveries; longer if a delivery takes much processor time
 SHARE = 0.005  # largest share of one core's time for deliveries

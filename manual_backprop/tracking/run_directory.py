@@ -27,13 +27,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.checkpoints.checkpoint import CheckpointManager
-from manual_backprop.common.durable_files import storage_errors, write_atomically
-from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
-from manual_backprop.common.json_files import read_object
-from manual_backprop.common.machine import boot_id, is_on_local_file_system
-from manual_backprop.common.origin import Origin
-from manual_backprop.common.uris import same_place
+from ..checkpoints.checkpoint import CheckpointManager
+from ..common.durable_files import storage_errors, write_atomically
+from ..common.errors import CheckpointError, InputError, RunInUseError, StorageError
+from ..common.json_files import read_object
+from ..common.machine import boot_id, is_on_local_file_system
+from ..common.origin import Origin
+from ..common.uris import same_place
 
 if TYPE_CHECKING:
     from filelock import FileLock

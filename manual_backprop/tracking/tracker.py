@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.common.durable_files import write_atomically
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.uris import same_place
-from manual_backprop.tracking.run_directory import RUNS, SWEEPS, read_run
-from manual_backprop.tracking.training_log import TRACKING_FILE, TrainingLogger
+from ..common.durable_files import write_atomically
+from ..common.errors import InputError
+from ..common.uris import same_place
+from .run_directory import RUNS, SWEEPS, read_run
+from .training_log import TRACKING_FILE, TrainingLogger
 
 DIRECTORY_TAG = "run_directory"
 STORE = "mlflow.db"  # beside the outputs directory, unless another is named

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.common.durable_files import storage_errors, write_atomically
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.json_files import flattened, read_object
-from manual_backprop.tracking.metrics_file import METRICS, SUPERSEDED, MetricsFile, read_entries
-from manual_backprop.tracking.run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
+from ..common.durable_files import storage_errors, write_atomically
+from ..common.errors import InputError
+from ..common.json_files import flattened, read_object
+from .metrics_file import METRICS, SUPERSEDED, MetricsFile, read_entries
+from .run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
 
 TRACKING_FILE = "tracking.json"
 CONFIG_FILE = "config.yaml"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manual_backprop.visualizer.figures import figure_of, legend_once
-from manual_backprop.visualizer.series import View, points_of, series_of
-from manual_backprop.visualizer.style import STRONG, Logs, layout, loss_unit, safe, styles, words
+from .figures import figure_of, legend_once
+from .series import View, points_of, series_of
+from .style import STRONG, Logs, layout, loss_unit, safe, styles, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

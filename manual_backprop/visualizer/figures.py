@@ -15,22 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer.marks import marks
-from manual_backprop.visualizer.series import Points, View, points_of, reduced, series_of, smoothed
-from manual_backprop.visualizer.style import (
-    FAINT,
-    LONGEST_HOVER,
-    STRONG,
-    Logs,
-    Style,
-    layout,
-    loss_unit,
-    safe,
-    styles,
-    words,
-)
+from ..common.errors import InputError
+from ..tracking import TrainingLog
+from .marks import marks
+from .series import Points, View, points_of, reduced, series_of, smoothed
+from .style import FAINT, LONGEST_HOVER, STRONG, Logs, Style, layout, loss_unit, safe, styles, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

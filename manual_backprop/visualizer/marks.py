@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer.series import View, points_of
-from manual_backprop.visualizer.style import FAINT, LONGEST_HOVER, MARKS, Style, safe
+from ..tracking import TrainingLog
+from .series import View, points_of
+from .style import FAINT, LONGEST_HOVER, MARKS, Style, safe
 
 MOST_MARKS = 50  # of a run, in one picture
 

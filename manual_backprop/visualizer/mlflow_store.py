@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.common.errors import InputError, first_line
-from manual_backprop.common.uris import file_uri, sqlite_database
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.tracking.mlflow_delivery import RUN_ID_TAG, prepare_environment, without_credentials
-from manual_backprop.tracking.training_log import Metrics
+from ..common.errors import InputError, first_line
+from ..common.uris import file_uri, sqlite_database
+from ..tracking import TrainingLog
+from ..tracking.mlflow_delivery import RUN_ID_TAG, prepare_environment, without_credentials
+from ..tracking.training_log import Metrics
 
 BEST = "validation/loss"
 INFINITE = 1.79e308  # MLflow stores infinity as this value or a larger one

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.visualizer.style import safe
+from ..common.errors import InputError
+from .style import safe
 
 if TYPE_CHECKING:
-    from manual_backprop.tasks import Reading
-    from manual_backprop.trained_models.saved_model import Found, SavedModel
+    from ..tasks import Reading
+    from ..trained_models.saved_model import Found, SavedModel
 
 LONGEST_TEXT = 10_000  # [characters]
 MOST_TOKENS = 64  # of a text: a map has as many squares, squared
@@ -54,9 +54,9 @@ def look(found: Found, text: str) -> Seen:
         raise InputError(f"the text has {len(text):,} characters: give at most {LONGEST_TEXT:,}")
     import torch
 
-    from manual_backprop.models.implementations import build_network
-    from manual_backprop.models.recorder import Recorder
-    from manual_backprop.trained_models.saved_model import load_found
+    from ..models.implementations import build_network
+    from ..models.recorder import Recorder
+    from ..trained_models.saved_model import load_found
 
     saved = load_found(found, device="cpu")
     network = saved.model.network
@@ -104,13 +104,13 @@ def look(found: Found, text: str) -> Seen:
 def _reading(saved: SavedModel, text: str, most: int) -> Reading:
     import torch
 
-    from manual_backprop.common.batch import IGNORED, Batch
-    from manual_backprop.tasks import Reading, task_named
-    from manual_backprop.trained_models.evaluation import restored_task
+    from ..common.batch import IGNORED, Batch
+    from ..tasks import Reading, task_named
+    from ..trained_models.evaluation import restored_task
 
     if task_named(saved.task_name).inference_command[1] != "--prompt":
         return restored_task(saved).reading(saved.model, text, most)
-    from manual_backprop.trained_models.text_stream import prompt_tokens
+    from ..trained_models.text_stream import prompt_tokens
 
     tokenizer = saved.tokenizer()  # which a model of texts has, whether a run has trained it or a program
     tokens = prompt_tokens(tokenizer, text)

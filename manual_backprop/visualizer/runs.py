@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from manual_backprop.common.durable_files import process_is_alive
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking import LogReader, TrainingLog, find_run, list_runs
-from manual_backprop.tracking.metrics_file import METRICS
-from manual_backprop.tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, find_sweep, read_run
-from manual_backprop.tracking.training_log import TRACKING_FILE, load_config
-from manual_backprop.training.sweeps.records import runs_of_sweep
+from ..common.durable_files import process_is_alive
+from ..common.errors import InputError
+from ..tracking import LogReader, TrainingLog, find_run, list_runs
+from ..tracking.metrics_file import METRICS
+from ..tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, find_sweep, read_run
+from ..tracking.training_log import TRACKING_FILE, load_config
+from ..training.sweeps.records import runs_of_sweep
 
 BEST_METRIC = "validation/loss"  # for a run that does not record which metric chooses its best checkpoint
 DEAD = "DEAD"  # run.json says RUNNING, but the process is gone

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking import Series, TrainingLog
+from ..common.errors import InputError
+from ..tracking import Series, TrainingLog
 
 # The x-axes: the name in an address, and the label below the axis.
 AXES = {

@@ -21,13 +21,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from manual_backprop.common.errors import InputError, ManualBackpropError
-from manual_backprop.tracking.mlflow_delivery import tracking_uri
-from manual_backprop.visualizer.export import exported, page_file
-from manual_backprop.visualizer.guard import LOOPBACK, Guard
-from manual_backprop.visualizer.runs import Runs, named_runs
-from manual_backprop.visualizer.series import View
-from manual_backprop.visualizer.session import Session, as_json
+from ..common.errors import InputError, ManualBackpropError
+from ..tracking.mlflow_delivery import tracking_uri
+from .export import exported, page_file
+from .guard import LOOPBACK, Guard
+from .runs import Runs, named_runs
+from .series import View
+from .session import Session, as_json
 
 LARGEST_REQUEST = 100_000  # [bytes]
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -38,7 +38,7 @@ def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Ses
 
     Raises InputError if one of them does not exist.
     """
-    from manual_backprop.visualizer.mlflow_store import open_store
+    from .mlflow_store import open_store
 
     root = Path(root).absolute()
     local = Runs(root)
@@ -165,7 +165,7 @@ def _view(request: Request) -> View:
 
 
 def _strong(request: Request) -> int:
-    from manual_backprop.visualizer.style import STRONG
+    from .style import STRONG
 
     return max(1, _number(request, "strong", int) or STRONG)
 

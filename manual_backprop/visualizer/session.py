@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.origin import SEPARATOR
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer import equal_compute, figures, style, tables
-from manual_backprop.visualizer.runs import Runs, labels_of, status_of
-from manual_backprop.visualizer.series import AXES, View, last_step, metrics_of
-from manual_backprop.visualizer.style import STRONG
+from ..common.errors import InputError
+from ..common.origin import SEPARATOR
+from ..tracking import TrainingLog
+from . import equal_compute, figures, style, tables
+from .runs import Runs, labels_of, status_of
+from .series import AXES, View, last_step, metrics_of
+from .style import STRONG
 
 CHARTS = ("learning_rate", "gradient_norm", "tokens_per_second", "peak_share")
 MOST_CHOSEN = 200
@@ -155,8 +155,8 @@ class Session:
 
     def model(self, run_id: str, text: str) -> dict[str, Any]:
         """The view of the run's best checkpoint on a text. Raises InputError if the run has none."""
-        from manual_backprop.trained_models.saved_model import find
-        from manual_backprop.visualizer.model_view import COLUMNS, attention_map, look
+        from ..trained_models.saved_model import find
+        from .model_view import COLUMNS, attention_map, look
 
         with self._lock:
             path = self.runs.path(run_id)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer.series import AXES, View, points_of, series_of
+from ..tracking import TrainingLog
+from .series import AXES, View, points_of, series_of
 
 Logs = Mapping[str, TrainingLog]
 

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.common.durable_files import write_atomically
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.json_files import read_object
-from manual_backprop.common.origin import SOURCES
-from manual_backprop.config.validation import with_defaults
-from manual_backprop.tracking import TrainingLog, flatten
-from manual_backprop.visualizer.equal_compute import compute_metric
-from manual_backprop.visualizer.runs import BEST_METRIC, status_of
-from manual_backprop.visualizer.series import last_step, places_of, points_of
-from manual_backprop.visualizer.style import Logs
+from ..common.durable_files import write_atomically
+from ..common.errors import InputError
+from ..common.json_files import read_object
+from ..common.origin import SOURCES
+from ..config.validation import with_defaults
+from ..tracking import TrainingLog, flatten
+from .equal_compute import compute_metric
+from .runs import BEST_METRIC, status_of
+from .series import last_step, places_of, points_of
+from .style import Logs
 
 ABSENT = "-"
 
