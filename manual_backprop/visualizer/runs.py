@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..common.durable_files import process_is_alive
 from ..common.errors import InputError
@@ -22,33 +22,22 @@ from ..tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, find_sweep, read
 from ..tracking.training_log import TRACKING_FILE, load_config
 from ..training.sweeps.records import runs_of_sweep
 
+if TYPE_CHECKING:
+    from .mlflow_store import Store
+
 BEST_METRIC = "validation/loss"  # for a run that does not record which metric chooses its best checkpoint
 DEAD = "DEAD"  # run.json says RUNNING, but the process is gone
 
 
-class Reader(Protocol):
-    """Reads the log of a run."""
-
-    def read(self) -> TrainingLog: ...
-
-
-class OtherRuns(Protocol):
-    """A source of runs that are not directories of `outputs`."""
-
-    def rows(self) -> list[dict[str, Any]]: ...
-
-    def reader(self, run_id: str) -> Reader: ...
-
-
 class Runs:
-    """All known runs, by id. `extra` are directories given by their paths."""
+    """All known runs, by id. `extra` are directories given by their paths, `elsewhere` are runs that MLflow has."""
 
-    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: OtherRuns | None = None):
+    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: "Store | None" = None):
         self.root = Path(root).absolute()
         self.elsewhere = elsewhere
         self._paths: dict[str, Path] = {}
         self._scans: dict[Path, Scan] = {}
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[Path, LogReader] = {}
         self._extra = [path.absolute() for path in extra]
         self._rows: dict[str, dict[str, Any]] = {}
         self.refresh()
@@ -99,13 +88,10 @@ class Runs:
     def log(self, run_id: str) -> TrainingLog:
         """The current log of a run; the same object as long as nothing has changed. Raises InputError."""
         path = self.path(run_id)
-        if run_id not in self._readers:
-            if path is None:
-                assert self.elsewhere is not None
-                self._readers[run_id] = self.elsewhere.reader(run_id)
-            else:
-                self._readers[run_id] = LogReader(path)
-        return self._readers[run_id].read()
+        if path is None:
+            assert self.elsewhere is not None
+            return self.elsewhere.read(run_id)
+        return self._readers.setdefault(path, LogReader(path)).read()
 
 
 def labels_of(logs: Mapping[str, TrainingLog]) -> dict[str, str]:
