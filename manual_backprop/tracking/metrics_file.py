@@ -85,7 +85,7 @@ class MetricsFile:
                 self._file.close()
                 raise
 
-    def append(self, step: int, metrics: Mapping[str, SupportsFloat], time_ms: int | None = None) -> None:
+    def append(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element. Raises
         InputError if a step or a value is not a number, or if the file is closed."""
         if self._file.closed:
@@ -99,10 +99,9 @@ class MetricsFile:
         if not isinstance(metrics, Mapping):
             raise InputError(f"metrics={metrics!r}: expected a mapping of names to numbers, as {{'train/loss': 3.2}}")
         numbers = {name: _as_json_number(name, value) for name, value in metrics.items()}
-        when = int(time.time() * 1000) if time_ms is None else time_ms
-        line = json.dumps({"step": completed, "time_ms": when, "metrics": numbers}, allow_nan=False)
+        content = {"step": completed, "time_ms": int(time.time() * 1000), "metrics": numbers}
         with self._lock:
-            self._waiting += line.encode() + b"\n"
+            self._waiting += json.dumps(content, allow_nan=False).encode() + b"\n"
             try:
                 self._write_waiting()
             except OSError as error:

@@ -125,9 +125,7 @@ def _common(one: Curve, other: Curve) -> np.ndarray:
     if not len(one.flops) or not len(other.flops):
         return np.empty(0)
     low, high = max(one.flops[0], other.flops[0]), min(one.flops[-1], other.flops[-1])
-    if low > high:
-        return np.empty(0)
-    places = np.unique(np.concatenate((one.flops, other.flops, [low, high])))
+    places = np.unique(np.concatenate((one.flops, other.flops)))
     return places[(places >= low) & (places <= high)]
 
 
@@ -148,12 +146,8 @@ def sentences(logs: Logs, metric: str | None = None) -> list[str]:
             continue
         low, high = (scientific(edge) for edge in (places[0], places[-1]))
         if crossings:
-            times = (
-                f" (they cross {len(crossings)} times; up to {high} FLOPs)"
-                if len(crossings) > 1
-                else f" (up to {high})"
-            )
-            said.append(f"{crossings[-1]}{times}")
+            about = f"they cross {len(crossings)} times; up to {high} FLOPs" if len(crossings) > 1 else f"up to {high}"
+            said.append(f"{crossings[-1]} ({about})")
             continue
         gaps = [np.interp(places, curves[name].flops, curves[name].losses) for name in (a, b)]
         gap = float(np.sum(gaps[0] - gaps[1]))
@@ -236,15 +230,9 @@ def compute_curves(
         )
         data += _reached(level, about, curves, strong)
     if budget is not None:
-        described["shapes"].append(budget_line(budget))
+        line = {"type": "line", "x0": budget, "x1": budget, "yref": "paper", "y0": 0, "y1": 1}
+        described["shapes"].append(line | {"line": {"color": "#7d838c", "width": 1.5}})
     return {"data": legend_once(data), "layout": described}
-
-
-def budget_line(budget: float) -> dict[str, Any]:
-    return {
-        "type": "line", "x0": budget, "x1": budget, "yref": "paper", "y0": 0, "y1": 1,
-        "line": {"color": "#7d838c", "width": 1.5},
-    }  # fmt: skip
 
 
 def iso_levels(losses: Sequence[np.ndarray]) -> list[float]:

@@ -71,15 +71,13 @@ def figure_of(figure: dict[str, Any]) -> Figure:
 
 
 def loss_curves(logs: Logs, view: View, strong: int = STRONG) -> dict[str, Any]:
+    metrics = "train/loss", "validation/loss"
     data: list[dict[str, Any]] = []
     for name, style in styles([*logs], strong).items():
         data += curve(name, logs[name], "train/loss", view, style, about="training loss")
         data += curve(name, logs[name], "validation/loss", view, style, about="validation loss", markers=True)
-        data += marks(name, logs[name], ("train/loss", "validation/loss"), view, style, skipped=True)
-    return {
-        "data": legend_once(data),
-        "layout": layout("Loss", loss_unit(logs), view, logs, ("train/loss", "validation/loss")),
-    }
+        data += marks(name, logs[name], metrics, view, style, skipped=True)
+    return {"data": legend_once(data), "layout": layout("Loss", loss_unit(logs), view, logs, metrics)}
 
 
 def validation_curves(logs: Logs, view: View, strong: int = STRONG) -> dict[str, Any]:

@@ -142,7 +142,6 @@ class Scan:
 
     def __init__(self, path: Path):
         self.path = path
-        self._seen: tuple[int, int] | None = None
         self._start()
 
     def _start(self) -> None:

@@ -85,10 +85,8 @@ def arrays(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """steps, values, times [ms], as they are in the lists now."""
     columns = series.memo.get("columns")
     if columns is None or columns[0] != series.revision:
-        columns = series.memo["columns"] = (
-            series.revision,
-            *(_Column(kind) for kind in (np.int64, np.float64, np.int64)),
-        )
+        columns = series.revision, _Column(np.int64), _Column(np.float64), _Column(np.int64)
+        series.memo["columns"] = columns
     _, steps, values, times = columns
     count = len(series.steps)  # the three lists have the same length: the reader appends to all of them at once
     return steps.of(series.steps[:count]), values.of(series.values), times.of(series.times_ms)
@@ -166,15 +164,18 @@ def planned_steps(log: TrainingLog) -> int:
 
 
 def last_step(log: TrainingLog) -> int:
-    return max(
-        (one.steps[-1] for part in (log.training, log.validation) for one in part.values() if one.steps), default=0
-    )
+    return max((one.steps[-1] for one in main_series(log)), default=0)
+
+
+def main_series(log: TrainingLog) -> list[Series]:
+    """The series of training and validation that have a point."""
+    return [series for part in (log.training, log.validation) for series in part.values() if series.steps]
 
 
 def _seconds(log: TrainingLog, times: np.ndarray) -> np.ndarray:
     """The seconds since the run began, without pauses between an end and a resume."""
     begun = _milliseconds(log.run.get("created_at"))
-    main = [series for part in (log.training, log.validation) for series in part.values() if series.times_ms]
+    main = main_series(log)
     if begun is None:
         begun = min((series.times_ms[0] for series in main), default=0)
     seconds = (times - begun) / 1000.0

@@ -28,6 +28,7 @@ from .guard import LOOPBACK, Guard
 from .runs import Runs, named_runs
 from .series import View
 from .session import Session, as_json
+from .style import STRONG
 
 LARGEST_REQUEST = 100_000  # [bytes]
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -96,16 +97,13 @@ def create_app(
 
     async def export(request: Request) -> Response:
         try:
-            content = await run_in_threadpool(
-                lambda: exported(
-                    session, _ids(request), _view(request), _strong(request), request.query_params.get("state", "")
-                )
-            )
+            state = request.query_params.get("state", "")
+            wanted = _ids(request), _view(request), _strong(request), state
+            content = await run_in_threadpool(exported, session, *wanted)
         except ManualBackpropError as error:
             return PlainTextResponse(str(error), 404)
-        return Response(
-            content, media_type="text/html", headers={"content-disposition": "attachment; filename=runs.html"}
-        )
+        headers = {"content-disposition": "attachment; filename=runs.html"}
+        return Response(content, media_type="text/html", headers=headers)
 
     async def picture(request: Request) -> Response:
         try:
@@ -155,18 +153,11 @@ def _ids(request: Request) -> list[str]:
 def _view(request: Request) -> View:
     given = request.query_params
     ranges = {name: _number(request, name, float) for name in ("low", "high", "low_y", "high_y")}
-    return View(
-        given.get("x", "step"),
-        given.get("log_x") == "1",
-        given.get("log_y") == "1",
-        _number(request, "smoothing", float) or 0,
-        **ranges,
-    )
+    log_x, log_y = (given.get(name) == "1" for name in ("log_x", "log_y"))
+    return View(given.get("x", "step"), log_x, log_y, _number(request, "smoothing", float) or 0, **ranges)
 
 
 def _strong(request: Request) -> int:
-    from .style import STRONG
-
     return max(1, _number(request, "strong", int) or STRONG)
 
 
@@ -249,12 +240,9 @@ def _in_a_loop() -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
+    with suppress(ValueError):  # a name
         return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -58,13 +58,8 @@ class Session:
                 known = self._versions.get(run_id)
                 version = 1 if known is None else known[1] + (known[0] is not log)
                 self._versions[run_id] = log, version
-                status = status_of(log.run)
-                answer[run_id] = {
-                    "version": version,
-                    "status": status,
-                    "step": last_step(log),
-                    "resumes": [*log.resumes],
-                }
+                about = {"status": status_of(log.run), "step": last_step(log), "resumes": [*log.resumes]}
+                answer[run_id] = {"version": version} | about
             return {"runs": answer}
 
     def curves(
@@ -164,20 +159,11 @@ class Session:
         if path is None:
             raise InputError("this run is only in MLflow: its checkpoints are not available here")
         seen = look(find(str(path), self.runs.root), text)
-        return {
-            "id": run_id,
-            "name": label,
-            "text": text,
-            "model": seen.model,
-            "note": seen.note,
-            "tokens": seen.tokens,
-            "title": seen.title,
-            "next": seen.next,
-            "maps": [
-                {"name": name, "columns": min(COLUMNS, len(one.heads)), "figure": attention_map(one)}
-                for name, one in seen.maps.items()
-            ],
-        }
+        maps = [
+            {"name": name, "columns": min(COLUMNS, len(one.heads)), "figure": attention_map(one)}
+            for name, one in seen.maps.items()
+        ]
+        return vars(seen) | {"id": run_id, "name": label, "text": text, "maps": maps}
 
     # Runs by id
 
