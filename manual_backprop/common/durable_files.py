@@ -72,10 +72,9 @@ def write_atomically(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             temporary.rename(path)
             sync_directory(path.parent)
-        except BaseException:
+        finally:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+                temporary.unlink(missing_ok=True)  # it is still there after an exception
 
 
 def refuse_used(target: Path) -> None:

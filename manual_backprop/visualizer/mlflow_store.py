@@ -76,15 +76,10 @@ class StoredRun(NamedTuple):
             elif not rest and key != "parameters":
                 config[key] = _value(text)
         counted = _value(self.settings.get("parameters", ""))
-        status = STATUSES.get(self.status, self.status)
+        run = {"run_name": self.name or self.id, "run_id": self.id, "created_at": _time(self.start)}
         return metrics.log(
             path=Path(place) / self.id,
-            run={
-                "run_name": self.name or self.id,
-                "run_id": self.id,
-                "status": status,
-                "created_at": _time(self.start),
-            },
+            run=run | {"status": STATUSES.get(self.status, self.status)},
             config=config,
             damaged_lines=0,
             model={"parameters": counted} if isinstance(counted, int) else {},

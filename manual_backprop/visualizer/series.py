@@ -114,8 +114,7 @@ def _points_of(log: TrainingLog, metric: str, x: str) -> Points:
         steps, values, times = steps[kept], values[kept], times[kept]
     places = places_of(log, steps, times, x)
     known = np.isfinite(places)
-    if not known.all():
-        steps, values, places = steps[known], values[known], places[known]
+    steps, values, places = steps[known], values[known], places[known]
     if len(places) and (np.diff(places) < 0).any():
         order = np.argsort(places, kind="stable")
         steps, values, places = steps[order], values[order], places[order]
@@ -236,17 +235,14 @@ def smoothed(log: TrainingLog, metric: str, points: Points, span: float) -> Poin
 def reduced(points: Points, view: View) -> Points:
     """The points reduced to as many as a screen can show: the smallest and the largest of each bucket, and both ends.
     All points if they are few, or few remain after zooming. Non-finite points are left out (marks show them)."""
-    x, y = points.x, points.y
-    if view.low is not None and view.high is not None and len(x):
+    if view.low is not None and view.high is not None:
         # one more point on either side, so that lines continue to the edge of the picture
-        first = max(0, int(np.searchsorted(x, view.low)) - 1)
-        last = int(np.searchsorted(x, view.high, side="right")) + 1
-        points = Points(x[first:last], y[first:last], points.steps[first:last])
-        x, y = points.x, points.y
-    drawn = np.isfinite(y) & ((x > 0) | (not view.log_x)) & ((y > 0) | (not view.log_y))
-    if not drawn.all():
-        points = Points(*(column[drawn] for column in points))
-        x, y = points.x, points.y
+        first = max(0, int(np.searchsorted(points.x, view.low)) - 1)
+        last = int(np.searchsorted(points.x, view.high, side="right")) + 1
+        points = Points(*(column[first:last] for column in points))
+    drawn = np.isfinite(points.y) & ((points.x > 0) | (not view.log_x)) & ((points.y > 0) | (not view.log_y))
+    points = Points(*(column[drawn] for column in points))
+    x, y = points.x, points.y
     if len(x) <= FEW:
         return points
     scale = np.log10(x) if view.log_x else x

@@ -120,16 +120,14 @@ def create_app(
         kept = {"cache-control": "private, max-age=86400"} if name.startswith("plotly") else {}
         return Response(content, media_type=TYPES[Path(name).suffix], headers=kept)
 
+    def curves(request: Request) -> dict[str, Any]:
+        also, only = request.query_params.getlist("also"), request.query_params.get("only", "")
+        return session.curves(_ids(request), _view(request), _strong(request), also, only)
+
     answers: dict[str, Callable[[Request], Any]] = {
         "runs": lambda _: session.table(),
         "tick": lambda request: session.tick(_ids(request)),
-        "curves": lambda request: session.curves(
-            _ids(request),
-            _view(request),
-            _strong(request),
-            request.query_params.getlist("also"),
-            request.query_params.get("only", ""),
-        ),
+        "curves": curves,
         "compute": lambda request: session.compute(_ids(request), _strong(request)),
         "tables": lambda request: session.tables(_ids(request)),
         "samples": lambda request: session.samples(_ids(request), _number(request, "step", int)),
