@@ -9,7 +9,7 @@ import math
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +30,15 @@ DEAD = "DEAD"  # run.json says RUNNING, but the process is gone
 
 
 class Runs:
-    """All known runs, by id. `extra` are directories given by their paths, `elsewhere` are runs that MLflow has."""
+    """All known runs, by id: those below `root`, those that `add` was called with, and those in `elsewhere`."""
 
-    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: "Store | None" = None):
+    def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
-        self.elsewhere = elsewhere
+        self.elsewhere: Store | None = None  # what MLflow has
         self._paths: dict[str, Path] = {}
         self._scans: dict[Path, Scan] = {}
         self._readers: dict[Path, LogReader] = {}
-        self._extra = [path.absolute() for path in extra]
+        self._extra: list[Path] = []
         self._rows: dict[str, dict[str, Any]] = {}
         self.refresh()
 
@@ -55,6 +55,15 @@ class Runs:
             found[name] = path
         self._paths = found
 
+    def add(self, path: Path) -> str:
+        """The id of the run in this directory, which may be anywhere."""
+        path = path.resolve()
+        if path.parent == (self.root / "runs").resolve() and path.name in self:
+            return path.name
+        self._extra.append(path)
+        self.refresh()
+        return next(run_id for run_id, known in self._paths.items() if known == path)
+
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table, newest start first."""
         self.refresh()
@@ -70,9 +79,6 @@ class Runs:
         rows.sort(key=lambda row: (row["started"] or "", row["id"]), reverse=True)
         self._rows = {row["id"]: row for row in rows}
         return rows
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*dict.fromkeys((*self._rows, *self._paths))])
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._paths or run_id in self._rows

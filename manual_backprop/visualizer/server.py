@@ -42,26 +42,20 @@ def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Ses
     from .mlflow_store import open_store
 
     root = Path(root).absolute()
-    local = Runs(root)
-    uri = tracking_uri(root)
-    # An MLflow server is queried only if needed: it may be slow.
-    store = open_store(uri) if uri.startswith("sqlite") or not local.rows() else None
-    runs, folder = Runs(root, elsewhere=store), (root / "runs").resolve()
-    named: list[str | Path] = []  # an id, or a directory elsewhere
+    runs, uri = Runs(root), tracking_uri(root)
+    if uri.startswith("sqlite") or not runs.rows():  # an MLflow server is queried only if needed: it may be slow
+        runs.elsewhere = open_store(uri)
+    chosen: list[str] = []
     for one in which:
         try:
-            for path in named_runs([one], root):
-                inside = path.resolve().parent == folder and path.resolve().name in runs
-                named.append(path.resolve().name if inside else path.resolve())
+            chosen += [runs.add(path) for path in named_runs([one], root)]
         except InputError:
             matching = [row["id"] for row in runs.rows() if row.get("from") and one in (row["id"], row["name"])]
             if len(matching) != 1:
                 raise
-            named += matching
-    runs = Runs(root, dict.fromkeys(one for one in named if isinstance(one, Path)), store)
-    runs.rows()
-    ids = {runs.path(run_id): run_id for run_id in runs}
-    return Session(runs, [ids[one] if isinstance(one, Path) else one for one in named])
+            chosen += matching
+    runs.rows()  # so that the first page appears at once
+    return Session(runs, chosen)
 
 
 def create_app(
