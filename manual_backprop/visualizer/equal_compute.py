@@ -17,7 +17,7 @@ import numpy as np
 
 from .figures import figure_of, legend_once
 from .series import View, points_of, series_of
-from .style import STRONG, Logs, layout, loss_unit, safe, styles, words
+from .style import FAINT, STRONG, Logs, layout, loss_unit, safe, styles, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -210,7 +210,7 @@ def compute_curves(
             "type": "scatter",
             "name": safe(name),
             "legendgroup": safe(name, 10**6),
-            "opacity": 0.35 if style.faint else 1,
+            "opacity": FAINT if style.faint else 1,
         }
         finer = _between(curve.flops)
         line = {"mode": "lines", "x": finer, "y": np.interp(finer, curve.flops, curve.losses), "hoverinfo": "skip"}
@@ -218,10 +218,8 @@ def compute_curves(
         points["marker"] = {"symbol": style.symbol, "size": 6 if len(curve.flops) < 60 else 3, "color": style.colour}
         points["hovertemplate"] = f"<b>{safe(name, 90)}</b><br>{about} %{{y:.5g}}<br>%{{x:.3e}} FLOPs<extra></extra>"
         data += [shared | line | {"line": {"color": style.colour, "width": 1.5}}, shared | points]
-    described = layout(
-        "At equal compute", loss_unit(logs) if metric.endswith("/loss") else about, View("flops", True), logs, (metric,)
-    )
-    described["title"]["text"] = f"{words(metric)} over compute"
+    unit = loss_unit(logs) if metric.endswith("/loss") else about
+    described = layout(f"{words(metric)} over compute", unit, View("flops", True), logs, (metric,))
     described["shapes"] = []
     for level in iso_levels([curve.losses for curve in curves.values()]):
         described["shapes"].append(
