@@ -162,7 +162,9 @@ def curve(
         finer = smoothed(log, metric, points, view.smoothing)
         kinds = [(points, about, 0.28), (finer, f"{about}, smoothed over {view.smoothing:g}", 1.0)]
     drawn = [(reduced(every, view), kind, opacity) for every, kind, opacity in kinds]
-    traces = [_trace(name, shown, style, *kind, markers, perplexity) for shown, *kind in drawn if len(shown.x)]
+    traces = [
+        _trace(name, shown, style, kind, opacity, markers, perplexity) for shown, kind, opacity in drawn if len(shown.x)
+    ]
     if view.low is None and view.low_y is None:  # a zoomed part is not requested again
         log.memo[key] = traces
     return traces

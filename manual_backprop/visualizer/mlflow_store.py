@@ -139,7 +139,7 @@ class SqliteStore(Store):
             )
             wanted = "'parameters', 'task.name', 'architecture.name'"
             settings = _nested(store.execute(f"select run_uuid, key, value from params where key in ({wanted})"))
-        stored = (StoredRun(*run, settings.get(run[0], {}), tags.get(run[0], {})) for run in found)
+        stored = (StoredRun._make([*run, settings.get(run[0], {}), tags.get(run[0], {})]) for run in found)
         return [run.row(last[run.id], best.get(run.id)) for run in stored if run.id in last]
 
     def state(self, run_id: str) -> Any:
@@ -160,7 +160,7 @@ class SqliteStore(Store):
             settings = dict(store.execute("select key, value from params where run_uuid = ?", (run_id,)))
             tags = dict(store.execute("select key, value from tags where run_uuid = ?", (run_id,)))
         known = ((key, step, math.nan if value is None else value, time) for key, step, value, time in rows)
-        return StoredRun(*found, settings, tags).log(known, str(self.file))
+        return StoredRun._make([*found, settings, tags]).log(known, str(self.file))
 
 
 class ServerStore(Store):
