@@ -9,6 +9,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,17 @@ class Session:
         """All pictures of curves, or only the one named `only`; `also` are additional metrics by name."""
         with self._lock:
             logs = self._labelled(run_ids)
-            drawn: dict[str, Callable[[], dict[str, Any]]] = {
-                "loss": lambda: figures.loss_curves(logs, view, strong),
-                "validation": lambda: figures.validation_curves(logs, view, strong),
-            }
+            drawn: dict[str, Callable[..., dict[str, Any]]] = {"loss": figures.loss_curves}
+            if any("validation/loss" in log.validation for log in logs.values()):
+                drawn["validation"] = figures.validation_curves
             there = dict.fromkeys(name for log in logs.values() for name in metrics_of(log))
             wanted = [name for name in CHARTS if name in there] + figures.task_metrics(logs)
             for metric in dict.fromkeys([*wanted, *(name for name in also if name in there)]):
-                drawn[metric] = lambda metric=metric: figures.metric_curves(logs, metric, view, strong)  # type: ignore[misc]
-            if not any("validation/loss" in log.validation for log in logs.values()):
-                del drawn["validation"]
+                drawn[metric] = partial(figures.metric_curves, metric=metric)
             more = [name for name in there if name not in {*wanted, *figures.UNDRAWN, "train/loss"}]
             shown = [key for key in drawn if logs and only in ("", key)]
-            return {
-                "charts": [{"key": key, "figure": drawn[key]()} for key in shown],
-                "more": more,
-                "runs": self._named(logs),
-            }
+            charts = [{"key": key, "figure": drawn[key](logs, view=view, strong=strong)} for key in shown]
+            return {"charts": charts, "more": more, "runs": self._named(logs)}
 
     def compute(self, run_ids: Sequence[str], strong: int = STRONG) -> dict[str, Any]:
         with self._lock:
@@ -102,14 +97,12 @@ class Session:
     def tables(self, run_ids: Sequence[str]) -> dict[str, Any]:
         with self._lock:
             logs = self._labelled(run_ids)
-            rows = {name: tables.summary(log) for name, log in logs.items()}
+            rows = [tables.summary(log) for log in logs.values()]
+            keys = rows[0] if rows else ()
             return {
                 "names": [*logs],
                 "best": tables.best_run(logs),
-                "summary": [
-                    {"key": key, "values": [_number_or_word(row[key]) for row in rows.values()]}
-                    for key in next(iter(rows.values()), {})
-                ],
+                "summary": [{"key": key, "values": [_number_or_word(row[key]) for row in rows]} for key in keys],
                 "configs": tables.configs(logs),
                 "runs": self._named(logs),
             }
@@ -125,9 +118,8 @@ class Session:
             for name, found in files.items():
                 before = max((one for one in found if at is None or one <= at), default=None)
                 texts = [] if before is None else _read(found[before]).rstrip("\n").split(SEPARATOR)
-                answer.append(
-                    {"name": name, "step": before, "texts": [text[:LONGEST_SAMPLE] for text in texts[:MOST_SAMPLES]]}
-                )
+                shown = [text[:LONGEST_SAMPLE] for text in texts[:MOST_SAMPLES]]
+                answer.append({"name": name, "step": before, "texts": shown})
             return {"steps": steps, "step": at, "samples": answer, "runs": self._named(logs)}
 
     def pictures(self, run_ids: Sequence[str]) -> dict[str, Any]:
