@@ -83,7 +83,7 @@ def test_a_uri_for_a_database_library_that_decodes_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLAlchemy before 2.1 takes the text before the question mark, and sqlite decodes it on request."""
-    monkeypatch.setattr(uris, "_version", lambda library: (2, 0))
+    monkeypatch.setattr("importlib.metadata.version", lambda library: "2.0.51")
     (tmp_path / name).mkdir()
     before, _, query = uris.sqlite_uri(tmp_path / name / "x.db").removeprefix("sqlite+pysqlite:///").partition("?")
     assert query == "uri=true"

@@ -7,6 +7,7 @@ page fault for each 4 KiB: a quarter of the time of a small step on a CPU.
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 GLIBC = "libc.so.6"
@@ -17,20 +18,16 @@ NEVER_TRIM = 2**31 - 1
 
 def keep_freed_memory() -> None:
     """Keep freed memory in this process from now on. Does nothing with a C library other than glibc."""
-    try:
+    with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(GLIBC).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, LARGEST_ON_THE_HEAP)
-    mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
+        mallopt(M_MMAP_THRESHOLD, LARGEST_ON_THE_HEAP)
+        mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
 
 
 def trim_freed_memory() -> None:
     """Return all freed memory to the system. Does nothing with a C library other than glibc."""
-    try:
+    with suppress(OSError, AttributeError):
         ctypes.CDLL(GLIBC).malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 def resident_bytes(entry: str) -> int | None:

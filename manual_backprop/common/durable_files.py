@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from manual_backprop.common.errors import InputError, StorageError
+from .errors import InputError, StorageError
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -44,7 +44,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the content of a file is on the disk."""
+    """Wait until the content of a file, or of a directory, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,14 +54,11 @@ def sync_file(path: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Wait until the names in a directory are on the disk. Before that, a rename may be lost."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        sync_file(path)
     except OSError as error:
         if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory; their rename is atomic
             raise
-    finally:
-        os.close(descriptor)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -75,10 +72,9 @@ def write_atomically(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             temporary.rename(path)
             sync_directory(path.parent)
-        except BaseException:
+        finally:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+                temporary.unlink(missing_ok=True)  # it is still there after an exception
 
 
 def refuse_used(target: Path) -> None:
@@ -133,6 +129,6 @@ def process_is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True

@@ -8,10 +8,10 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
-from manual_backprop.common.plain_text import visible
-from manual_backprop.common.startup.home import complete_environment
-from manual_backprop.common.startup.output import OutputClosed, guard_streams
+from .errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
+from .plain_text import visible
+from .startup.home import complete_environment
+from .startup.output import OutputClosed, guard_streams
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:

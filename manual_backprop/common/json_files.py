@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.common.errors import InputError
+from .errors import InputError
 
 
 def read_object(file: Path, missing: str | None = None, kind: type[InputError] = InputError) -> dict[str, Any]:

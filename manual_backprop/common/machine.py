@@ -70,11 +70,10 @@ def compute_capabilities() -> list[tuple[int, int]]:
     found = []
     for ordinal in range(count.value):
         device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        if (
+        if not (
             driver.cuDeviceGet(ctypes.byref(device), ordinal)
             or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
             or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
         ):
-            continue
-        found.append((major.value, minor.value))
+            found.append((major.value, minor.value))
     return found

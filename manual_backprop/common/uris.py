@@ -37,7 +37,8 @@ def sqlite_uri(database: Path) -> str:
     path = str(database.absolute())
     if not set(path) & set("%?"):
         return f"sqlite:///{path}"
-    if _version("sqlalchemy") >= (2, 1):
+    major, minor = importlib.metadata.version("sqlalchemy").split(".")[:2]
+    if (int(major), int(minor)) >= (2, 1):
         return "sqlite+pysqlite:///" + path.replace("%", "%25").replace("?", "%3F")
     return f"sqlite+pysqlite:///file:{quote(os.fsencode(path))}?uri=true"  # SQLite itself decodes this one
 
@@ -79,7 +80,3 @@ def same_place(one: Path, other: Path) -> bool:
         return os.path.samefile(one, other)
     except OSError:
         return False
-
-
-def _version(library: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in importlib.metadata.version(library).split(".")[:2])

@@ -12,7 +12,6 @@
     mlflow_delivery.py  the delivery itself, for that thread and for `python -m manual_backprop.sync`
     late_delivery.py    the same for a run that has ended
     mlflow_model.py     a run's best checkpoint as MLflow's model
-    parent_runs.py      a sweep and its runs in MLflow
     provenance.py       the code of a run: commit, changes, packages
     environment.py      what determines the exact bits of a run: threads, torch, processor, compiler, code
 
@@ -31,9 +30,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking.metrics_file import MetricsFile
-from manual_backprop.tracking.run_directory import (
+from ..common.errors import InputError
+from .metrics_file import MetricsFile
+from .run_directory import (
     FAILED,
     FINISHED,
     KILLED,
@@ -47,16 +46,9 @@ from manual_backprop.tracking.run_directory import (
     list_runs,
     open_run_directory,
 )
-from manual_backprop.tracking.system_metrics import SystemMetrics
-from manual_backprop.tracking.tracker import Dataset, LocalTracker, Tracker
-from manual_backprop.tracking.training_log import (
-    LogReader,
-    Series,
-    TrainingLog,
-    TrainingLogger,
-    flatten,
-    load_training_log,
-)
+from .system_metrics import SystemMetrics
+from .tracker import Dataset, LocalTracker, Tracker
+from .training_log import LogReader, Series, TrainingLog, TrainingLogger, flatten, load_training_log
 
 
 def open_tracker(
@@ -76,7 +68,7 @@ def open_tracker(
     if name == "none":
         return LocalTracker(run.path, experiment_name, run_name, metrics_length)
     if name == "mlflow":
-        from manual_backprop.tracking.mlflow_tracking import MlflowTracker
+        from .mlflow_tracking import MlflowTracker
 
         return MlflowTracker(run.path, Path(root), experiment_name, run_name, metrics_length)
     raise InputError(f"tracking={name!r}: expected mlflow or none")

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, tracking_uri
-from manual_backprop.tracking.mlflow_messages import where_to_look, without_credentials
-from manual_backprop.tracking.run_directory import (
-    RUNS,
-    SWEEPS,
-    close_dead_runs,
-    find_run,
-    list_runs,
-    own_run_directory,
-    read_run,
-)
-from manual_backprop.tracking.tracker import Tracked, outputs_of
+from ..common.errors import InputError
+from .mlflow_delivery import MlflowDelivery, tracking_uri
+from .mlflow_messages import where_to_look
+from .run_directory import RUNS, SWEEPS, close_dead_runs, find_run, list_runs, own_run_directory, read_run
+from .tracker import Tracked, outputs_of
 
 
 def deliver_run(which: str, root: Path) -> str:
@@ -30,7 +22,7 @@ def deliver_run(which: str, root: Path) -> str:
         delivery = MlflowDelivery(run.path, root)
         delivery.deliver(final=True)
         delivery.terminate_dead_runs()
-        where = f"{without_credentials(delivery.uri)}, experiment {experiment_name}"
+        where = f"{delivery.address}, experiment {experiment_name}"
         return f"{run.path} is delivered to {where}. {delivery.refusal_message()}".removesuffix(". ")
     finally:
         run.release()

@@ -33,13 +33,14 @@ from operator import index
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.common.durable_files import storage_errors
-from manual_backprop.common.errors import InputError, StorageError
+from ..common.durable_files import storage_errors
+from ..common.errors import InputError
 
 FORMAT = "manual_backprop.metrics"
 VERSION = 1
 METRICS = "metrics.jsonl"
 SUPERSEDED = "superseded.jsonl"
+HEADER = json.dumps({"format": FORMAT, "version": VERSION}).encode() + b"\n"
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 logger = logging.getLogger("manual_backprop.tracking")
@@ -66,31 +67,25 @@ class MetricsFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._waiting = b""
-        self._warned = False
+        self._waiting, self._warned = b"", False
         with storage_errors(f"open {self.path}"):
             self._file = self.path.open("a+b", buffering=0)
-            self._length = self._file.seek(0, os.SEEK_END)
-            whole = _end_of_whole_lines(self.path)
+            self.length = self._file.seek(0, os.SEEK_END)  # [bytes], which checkpoints record
+            whole = self.path.read_bytes().rfind(b"\n") + 1
             try:
-                if self._length:
+                if self.length:
                     _check_header(self.path)
                 if whole == 0:  # new, or killed while it was created
                     self._file.truncate(0)
-                    self._length = 0
-                    self._write(_as_line({"format": FORMAT, "version": VERSION}))
+                    self.length = 0
+                    self._write(HEADER)
                 else:
                     self.truncate(whole)
             except BaseException:
                 self._file.close()
                 raise
 
-    @property
-    def length(self) -> int:
-        """The length of the file [bytes], which checkpoints record."""
-        return self._length
-
-    def append(self, step: int, metrics: Mapping[str, SupportsFloat], time_ms: int | None = None) -> None:
+    def append(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element. Raises
         InputError if a step or a value is not a number, or if the file is closed."""
         if self._file.closed:
@@ -104,10 +99,9 @@ class MetricsFile:
         if not isinstance(metrics, Mapping):
             raise InputError(f"metrics={metrics!r}: expected a mapping of names to numbers, as {{'train/loss': 3.2}}")
         numbers = {name: _as_json_number(name, value) for name, value in metrics.items()}
-        when = int(time.time() * 1000) if time_ms is None else time_ms
-        line = _as_line({"step": completed, "time_ms": when, "metrics": numbers})
+        content = {"step": completed, "time_ms": int(time.time() * 1000), "metrics": numbers}
         with self._lock:
-            self._waiting += line
+            self._waiting += json.dumps(content, allow_nan=False).encode() + b"\n"
             try:
                 self._write_waiting()
             except OSError as error:
@@ -121,7 +115,7 @@ class MetricsFile:
         A resume calls this with the length recorded in its checkpoint. Raises InputError if no line ends there.
         """
         with self._lock, storage_errors(f"shorten {self.path}"):
-            if length == self._length:
+            if length == self.length:
                 return 0
             content = self.path.read_bytes()
             if not 0 < length < len(content) or content[length - 1 : length] != b"\n":
@@ -137,7 +131,7 @@ class MetricsFile:
                 os.fsync(superseded.fileno())
             self._file.truncate(length)
             os.fsync(self._file.fileno())
-            self._length = length
+            self.length = length
             return len(beyond)
 
     def sync(self) -> int:
@@ -145,7 +139,7 @@ class MetricsFile:
         with self._lock, storage_errors(f"write {self.path}"):
             self._write_waiting()
             os.fsync(self._file.fileno())
-            return self._length
+            return self.length
 
     def close(self) -> None:
         """Close the file. Raises StorageError if lines are still waiting for space on the disk."""
@@ -168,9 +162,9 @@ class MetricsFile:
                 self._file.write(content[written:])  # raises the reason why the first write was short
         except OSError:
             with suppress(OSError):
-                self._file.truncate(self._length)  # leave no part of a line
+                self._file.truncate(self.length)  # leave no part of a line
             raise
-        self._length += len(content)
+        self.length += len(content)
 
 
 def read_entries(path: Path, start: int = 0, damaged: list[int] | None = None) -> Iterator[Entry]:
@@ -208,7 +202,7 @@ def _check_header(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not first.endswith(b"\n"):
-        if len(first) < 10_000 and _as_line({"format": FORMAT, "version": VERSION}).startswith(first):
+        if HEADER.startswith(first):
             return  # it has just been created
         raise InputError(f"{path} is not a metrics file: its first line is not a header")
     try:
@@ -221,15 +215,6 @@ def _check_header(path: Path) -> None:
         raise InputError(
             f"{path} has version {header.get('version')} of the metrics schema; this program reads version {VERSION}"
         )
-
-
-def _end_of_whole_lines(path: Path) -> int:
-    content = path.read_bytes()
-    return content.rfind(b"\n") + 1
-
-
-def _as_line(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, allow_nan=False) + "\n").encode()
 
 
 def _as_json_number(name: str, value: SupportsFloat) -> int | float | str:
@@ -250,6 +235,3 @@ def _from_json_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
     return value
-
-
-__all__ = ["METRICS", "SUPERSEDED", "Entry", "MetricsFile", "StorageError", "read_entries"]

@@ -33,38 +33,21 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from manual_backprop.checkpoints.checkpoint import CheckpointManager, step_of
-from manual_backprop.common.errors import InputError, ManualBackpropError
-from manual_backprop.common.uris import (
-    file_uri,
-    is_inside,
-    path_of,
-    sqlite_database,
-    sqlite_uri,
-    store_uri,
-)
-from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
-from manual_backprop.tracking.mlflow_messages import one_line, refusals, remedies, without_credentials
-from manual_backprop.tracking.mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
-from manual_backprop.tracking.parent_runs import parent_and_child_tags
-from manual_backprop.tracking.run_directory import (
-    FINISHED,
-    RUNNING,
-    SWEEPS,
-    list_runs,
-    own_run_directory,
-    read_run,
-    update_run,
-)
-from manual_backprop.tracking.tracker import DIRECTORY_TAG, STORE, TRACKING_FILE, Tracked
+from ..checkpoints.checkpoint import CheckpointManager, step_of
+from ..common.errors import InputError, ManualBackpropError
+from ..common.uris import file_uri, is_inside, path_of, sqlite_database, sqlite_uri, store_uri
+from .metrics_file import METRICS, Entry, read_entries
+from .mlflow_messages import one_line, refusals, remedies, without_credentials
+from .mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
+from .run_directory import FINISHED, RUNNING, RUNS, SWEEPS, list_runs, own_run_directory, read_run, update_run
+from .tracker import DIRECTORY_TAG, STORE, TRACKING_FILE, Tracked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-METRICS_IN_BATCH = 1000  # MLflow's limits for one log_batch
-PARAMETERS_IN_BATCH = 100
-TAGS_IN_BATCH = 100
+# What log_batch takes -> what a message calls one of them, and MLflow's limit for one call.
+BATCHES = {"params": ("parameter", 100), "tags": ("tag", 100), "metrics": ("metric", 1000)}
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
@@ -110,6 +93,7 @@ class MlflowDelivery:
         self.directory = directory
         self.root = root.absolute()
         self.uri = tracking_uri(self.root)
+        self.address = without_credentials(self.uri)  # to show and store
         self.last_success = time.monotonic()
         self.working_locally = False  # importing MLflow, waiting for a store or creating it: at most a minute
         self._client: MlflowClient | None = None
@@ -160,9 +144,7 @@ class MlflowDelivery:
             self._send_tags(client, {**tracked.tags, DIRECTORY_TAG: str(self.directory)})
             self._send_changes(client, tracked.changes)
             self._try_to_send("dataset", self._send_datasets, client, tracked.datasets)
-        self._send_tags(
-            client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri), self.root)
-        )
+        self._send_tags(client, self._parent_and_child_tags())
         self._send_metrics(client)
         run = read_run(self.directory)
         if final and run["status"] != RUNNING:  # before parts that may take long or may be refused
@@ -186,9 +168,8 @@ class MlflowDelivery:
         for path in [*list_runs(self.root), *list_runs(self.root, SWEEPS)]:
             run = read_run(path)
             known = run.get("mlflow") or {}
-            if run["status"] == RUNNING or known.get("status") != RUNNING:
-                continue
-            if known.get("tracking_uri") != without_credentials(self.uri):
+            ended = run["status"] != RUNNING and known.get("status") == RUNNING
+            if not ended or known.get("tracking_uri") != self.address:
                 continue
             with suppress(ManualBackpropError):  # another process owns it, or the disk is full: try later
                 owned = own_run_directory(path)
@@ -206,7 +187,7 @@ class MlflowDelivery:
         parts = urlsplit(self.uri)
         if parts.scheme in ("http", "https") and parts.query:
             raise InputError(
-                f"MLFLOW_TRACKING_URI={without_credentials(self.uri)} is followed by a ? and a query, which MLflow "
+                f"MLFLOW_TRACKING_URI={self.address} is followed by a ? and a query, which MLflow "
                 "does not support; leave it out, and give a token as MLFLOW_TRACKING_TOKEN"
             )
         self._forget()
@@ -310,7 +291,7 @@ class MlflowDelivery:
         record = read_run(self.directory)
         known = record.get("mlflow") or {}
         run = None
-        if known.get("tracking_uri") == without_credentials(self.uri):
+        if known.get("tracking_uri") == self.address:
             with suppress(MlflowException):  # permanently deleted, or there is another database at this URI
                 run = self._call(client.get_run, known["run_id"])
         if run is None:
@@ -335,7 +316,7 @@ class MlflowDelivery:
 
     def _record(self, status: str, delivered: bool) -> None:
         known = {
-            "tracking_uri": without_credentials(self.uri),
+            "tracking_uri": self.address,
             "run_id": self._run_id,
             "experiment_id": self._experiment,
             "status": status,
@@ -363,25 +344,27 @@ class MlflowDelivery:
             self.refused[part] = one_line(error, self.uri)
             return False
 
-    def _send_each(self, kind: str, entities: Sequence[Any], send: Callable[[Sequence[Any]], None]) -> None:
-        """Send entities that have a `key` and a `value`: all at once; if that is refused, each half separately, so that
-        only those that MLflow refuses by themselves are left out."""
-        entities = [one for one in entities if self._refused_points[f"{kind} {one.key}"] < MOST_REFUSED]
-        if not entities:
-            return
-        try:
-            send(entities)
-        except Exception as error:
-            self._raise_unless_refused(error)
-            if len(entities) == 1:
-                part = f"{kind} {entities[0].key}"
-                self._refused_points[part] += 1
-                self.refused[part] = one_line(error, self.uri)
-                return
-            entities = sorted(entities, key=lambda one: one.key)
-            middle = len(entities) // 2
-            self._send_each(kind, entities[:middle], send)
-            self._send_each(kind, entities[middle:], send)
+    def _send_each(self, client: MlflowClient, kind: str, entities: Sequence[Any], known: dict[str, str]) -> None:
+        """Send entities of a kind in `BATCHES`, in batches; if one is refused, each half of it separately, so that only
+        those that MLflow refuses by themselves are left out. The others are added to `known`."""
+        name, limit = BATCHES[kind]
+        entities = [one for one in entities if self._refused_points[f"{name} {one.key}"] < MOST_REFUSED]
+        for first in range(0, len(entities), limit):
+            batch = entities[first : first + limit]
+            try:
+                self._call(client.log_batch, self._run_id, **{kind: batch}, synchronous=True)
+                known.update((one.key, one.value) for one in batch)
+            except Exception as error:
+                self._raise_unless_refused(error)
+                if len(batch) == 1:
+                    part = f"{name} {batch[0].key}"
+                    self._refused_points[part] += 1
+                    self.refused[part] = one_line(error, self.uri)
+                    continue
+                batch.sort(key=lambda one: one.key)
+                middle = len(batch) // 2
+                self._send_each(client, kind, batch[:middle], known)
+                self._send_each(client, kind, batch[middle:], known)
 
     def _raise_unless_refused(self, error: Exception, elsewhere: bool = False) -> None:
         """Return if MLflow refuses a part: its answer is an error, but it still answers another request. Otherwise it
@@ -411,13 +394,7 @@ class MlflowDelivery:
 
         values = {name: str(value)[:LONGEST_PARAMETER] for name, value in parameters.items()}
         new = [Param(name, value) for name, value in values.items() if name not in self._parameters]
-
-        def send(batch: Sequence[Param]) -> None:
-            self._call(client.log_batch, self._run_id, params=batch, synchronous=True)
-            self._parameters |= {parameter.key: parameter.value for parameter in batch}
-
-        for first in range(0, len(new), PARAMETERS_IN_BATCH):
-            self._send_each("parameter", new[first : first + PARAMETERS_IN_BATCH], send)
+        self._send_each(client, "params", new, self._parameters)
 
     def _send_changes(self, client: MlflowClient, changes: dict[str, list[list[Any]]]) -> None:
         """Send parameters that a resume has changed as tags, since MLflow's parameters are immutable."""
@@ -456,32 +433,40 @@ class MlflowDelivery:
 
         values = {name: value[:LONGEST_TAG] for name, value in tags.items()}
         new = [RunTag(name, value) for name, value in values.items() if self._tags.get(name) != value]
+        self._send_each(client, "tags", new, self._tags)
 
-        def send(batch: Sequence[RunTag]) -> None:
-            self._call(client.log_batch, self._run_id, tags=batch, synchronous=True)
-            self._tags |= {tag.key: tag.value for tag in batch}
+    def _parent_and_child_tags(self) -> dict[str, str]:
+        """Tags with MLflow's ids that link a sweep and its runs.
 
-        for first in range(0, len(new), TAGS_IN_BATCH):
-            self._send_each("tag", new[first : first + TAGS_IN_BATCH], send)
+        run.json names the other run by its directory (`sweep` of a run, `best` of a sweep), which is in the same
+        outputs directory, even if that was moved or copied. Once it has been delivered, its run.json has the id; so
+        every delivery looks for it again.
+        """
+        record, tags = read_run(self.directory), dict[str, str]()
+        for tag, key, folder in (("mlflow.parentRunId", "sweep", SWEEPS), ("best_run_id", "best", RUNS)):
+            if record.get(key) is None:
+                continue
+            with suppress(InputError):  # it was removed
+                known = read_run(self.root / folder / record[key]["run_id"]).get("mlflow") or {}
+                if known.get("run_id") and known.get("tracking_uri") == self.address:
+                    tags[tag] = known["run_id"]
+        return tags
 
     def _send_metrics(self, client: MlflowClient) -> None:
         from mlflow.entities import Metric
-
-        def send(batch: Sequence[Metric]) -> None:
-            self._call(client.log_batch, self._run_id, metrics=batch, synchronous=True)
 
         batch: list[Metric] = []
         position = self._position
         for entry in read_entries(self.directory / METRICS, self._position):
             names = self._missing_metrics(entry)
             points = [Metric(name, float(entry.metrics[name]), entry.time_ms, entry.step) for name in names]
-            if len(batch) + len(points) > METRICS_IN_BATCH:
-                self._send_each("metric", batch, send)
+            if len(batch) + len(points) > BATCHES["metrics"][1]:
+                self._send_each(client, "metrics", batch, {})
                 self._position = position
                 batch = []
             batch += points
             position = entry.end
-        self._send_each("metric", batch, send)
+        self._send_each(client, "metrics", batch, {})
         self._position = position
 
     def _missing_metrics(self, entry: Entry) -> list[str]:
@@ -587,13 +572,10 @@ def _same(stored: float, value: float) -> bool:
 
 
 def _same_files(one: Path, other: Path) -> bool:
-    def names(path: Path) -> dict[str, int]:
-        return {file.name: file.stat().st_ino for file in path.iterdir()}
-
-    try:
-        return names(one) == names(other)
-    except FileNotFoundError:
-        return False
+    with suppress(FileNotFoundError):
+        first, second = ({file.name: file.stat().st_ino for file in path.iterdir()} for path in (one, other))
+        return first == second
+    return False
 
 
 def _milliseconds(moment: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from manual_backprop.common.errors import ManualBackpropError
+from ..common.errors import ManualBackpropError
 
 LONGEST = 300  # characters of a reason, enough for MLflow's sentences with a remedy at their end
 # A phrase in one of MLflow's long messages -> our short one.

@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment
-from manual_backprop.tracking.mlflow_messages import one_line, without_credentials
-from manual_backprop.tracking.run_directory import FINISHED
-from manual_backprop.tracking.tracker import LocalTracker
+from .mlflow_delivery import MlflowDelivery, prepare_environment
+from .mlflow_messages import one_line
+from .run_directory import FINISHED
+from .tracker import LocalTracker
 
 INTERVAL = 1.0  # [s] between two deliveries; longer if a delivery takes much processor time
 SHARE = 0.005  # largest share of one core's time for deliveries
@@ -55,13 +55,10 @@ class MlflowTracker(LocalTracker):
                 logger.warning(
                     "MLflow at %s did not accept everything (%s). The run's own files are complete; "
                     "deliver the rest with: python -m manual_backprop.sync %s",
-                    without_credentials(self._delivery.uri),
-                    reason,
-                    self.directory,
+                    *(self._delivery.address, reason, self.directory),
                 )
             elif refused := self._delivery.refusal_message():
-                where = without_credentials(self._delivery.uri)
-                logger.warning("MLflow at %s has the run. %s", where, refused)
+                logger.warning("MLflow at %s has the run. %s", self._delivery.address, refused)
 
     def _wait(self) -> None:
         start = alive = time.monotonic()
@@ -95,9 +92,7 @@ class MlflowTracker(LocalTracker):
                     self._warned = True
                     logger.warning(
                         "MLflow at %s fails (%s). The run continues; its metrics are in %s",
-                        without_credentials(self._delivery.uri),
-                        one_line(error, self._delivery.uri),
-                        self._logger.path,
+                        *(self._delivery.address, one_line(error, self._delivery.uri), self.path),
                     )
             if closing:
                 return

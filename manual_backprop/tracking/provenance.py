@@ -90,13 +90,5 @@ def _checkout() -> Path:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        check=True,
-        timeout=10,
-    )
-    return done.stdout
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.check_output(command, stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace", timeout=10)

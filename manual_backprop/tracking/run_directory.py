@@ -20,20 +20,20 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.checkpoints.checkpoint import CheckpointManager
-from manual_backprop.common.durable_files import storage_errors, write_atomically
-from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
-from manual_backprop.common.json_files import read_object
-from manual_backprop.common.machine import boot_id, is_on_local_file_system
-from manual_backprop.common.origin import Origin
-from manual_backprop.common.uris import same_place
+from ..checkpoints.checkpoint import CheckpointManager
+from ..common.durable_files import storage_errors, write_atomically
+from ..common.errors import CheckpointError, InputError, RunInUseError, StorageError
+from ..common.json_files import read_object
+from ..common.machine import boot_id, is_on_local_file_system
+from ..common.origin import Origin
+from ..common.uris import same_place
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -55,27 +55,12 @@ class RunDirectory:
 
     def __init__(self, path: Path, lock: FileLock | None):
         self.path = path
+        self.run_id = path.name
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.log = path / "run.log"
         self._lock = lock
-
-    @property
-    def run_id(self) -> str:
-        return self.path.name
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "run.log"
 
     def read(self) -> dict[str, Any]:
         """The content of run.json."""
@@ -85,16 +70,15 @@ class RunDirectory:
         """Replace these fields of run.json. Raises StorageError."""
         update_run(self.path, lambda run: run.update(fields))
 
-    def resume(self, step: int, changed: Mapping[str, Any] | None = None, command: Sequence[str] | None = None) -> None:
+    def resume(self, step: int, changed: Mapping[str, Any] | None = None) -> None:
         """Record that the run resumes after `step` completed steps; `changed` are the differences. Raises
         StorageError."""
         for leftover in self.path.glob(".*.json.*"):  # temporary files of a killed process
             leftover.unlink(missing_ok=True)
         now = _now()
-        written = shlex.join(sys.argv if command is None else command)
 
         def resume(run: dict[str, Any]) -> None:
-            entry = {"at": now, "step": step, "command": written, "previous_status": run["status"]}
+            entry = {"at": now, "step": step, "command": shlex.join(sys.argv), "previous_status": run["status"]}
             run["resumes"].append(entry | {"changed": dict(changed or {})})
             run.update(status=RUNNING, started_at=now, ended_at=None, owner=_this_process())
 
@@ -115,11 +99,7 @@ class FoundRun:
 
 
 def create_run_directory(
-    root: str | Path,
-    run_name: str,
-    command: Sequence[str] | None = None,
-    origin: Origin | None = None,
-    folder: str = RUNS,
+    root: str | Path, run_name: str, origin: Origin | None = None, folder: str = RUNS
 ) -> RunDirectory:
     """Create and own `<root>/runs/<time>-<run_name>-<6 hex>/`; `root` is the outputs directory. Raises StorageError."""
     runs = Path(root).absolute() / folder
@@ -145,7 +125,7 @@ def create_run_directory(
         "started_at": now,
         "ended_at": None,
         "owner": _this_process(),
-        "command": shlex.join(sys.argv if command is None else command),
+        "command": shlex.join(sys.argv),
         "resumes": [],
         "sweep": None,
         "mlflow": None,
@@ -156,14 +136,14 @@ def create_run_directory(
     return RunDirectory(path, lock)
 
 
-def open_run_directory(path: str | Path, step: int, command: Sequence[str] | None = None) -> RunDirectory:
+def open_run_directory(path: str | Path, step: int) -> RunDirectory:
     """Own an existing run, to resume it after `step` completed steps.
 
     Raises RunInUseError with the owner's pid if another process owns it, InputError if it is not a run directory.
     """
     directory = own_run_directory(path)
     try:
-        directory.resume(step, command=command)
+        directory.resume(step)
     except BaseException:
         directory.release()
         raise
@@ -216,12 +196,9 @@ def close_dead_runs(root: str | Path) -> list[Path]:
 
 def list_runs(root: str | Path, folder: str = RUNS) -> list[Path]:
     """Every run directory below an outputs directory, the most recently started last."""
-    runs = []
-    for file in (Path(root).absolute() / folder).glob(f"*/{RUN_FILE}"):
-        run = _read_or_none(file.parent)
-        if run is not None:
-            runs.append((run["started_at"], file.parent))
-    return [path for _, path in sorted(runs)]
+    paths = [file.parent for file in (Path(root).absolute() / folder).glob(f"*/{RUN_FILE}")]
+    started = [(run["started_at"], path) for path in paths if (run := _read_or_none(path)) is not None]
+    return [path for _, path in sorted(started)]
 
 
 def find_run(root: str | Path, which: str) -> FoundRun:

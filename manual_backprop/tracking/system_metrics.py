@@ -16,12 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """`sample()` returns the current metrics, or nothing if the last sample is more recent than `interval`."""
+    """`sample()` returns the current metrics, or nothing if the last sample is more recent than `INTERVAL`."""
 
-    def __init__(self, interval: float = INTERVAL, gpu: bool = False):
+    def __init__(self, gpu: bool = False):
         import psutil
 
-        self.interval = interval
         self._next = 0.0
         self._psutil = psutil
         self._process = psutil.Process()
@@ -31,7 +30,7 @@ class SystemMetrics:
     def sample(self) -> dict[str, float]:
         if time.monotonic() < self._next:
             return {}
-        self._next = time.monotonic() + self.interval
+        self._next = time.monotonic() + INTERVAL
         memory = self._psutil.virtual_memory()
         metrics = {
             "system/cpu_utilization_percentage": self._psutil.cpu_percent(),  # since the last sample

@@ -11,13 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, SupportsFloat
 
-from manual_backprop.common.durable_files import write_atomically
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.uris import same_place
-from manual_backprop.tracking.run_directory import FINISHED, RUNS, SWEEPS, read_run
-from manual_backprop.tracking.training_log import TRACKING_FILE, TrainingLogger
+from ..common.durable_files import write_atomically
+from ..common.errors import InputError
+from ..common.uris import same_place
+from .run_directory import RUNS, SWEEPS, read_run
+from .training_log import TRACKING_FILE, TrainingLogger
 
 DIRECTORY_TAG = "run_directory"
 STORE = "mlflow.db"  # beside the outputs directory, unless another is named
@@ -33,35 +33,6 @@ class Dataset:
     source: dict[str, Any]
     profile: dict[str, int]
     tags: dict[str, str]
-
-
-class Tracker(Protocol):
-    """The interface for the training loop. No method waits for a network. All raise StorageError if the run directory
-    cannot be written."""
-
-    def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Log metrics by name after `step` completed optimizer steps, from 1."""
-
-    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Log parameters by dotted keys. The first value of a parameter stays; a resume with another value adds it,
-        with its first step, to the tag `changed.KEY`."""
-
-    def set_tags(self, tags: Mapping[str, Any]) -> None: ...
-
-    def log_dataset(self, dataset: Dataset) -> None:
-        """Log the data of the run; logging the same again changes nothing."""
-
-    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
-        """Add a file to the run's artifacts. If it changes, it is delivered again at the next call and at the end."""
-
-    def log_checkpoints(self) -> None:
-        """Called after each save: the checkpoints in the run directory have changed."""
-
-    def sync(self) -> int:
-        """Sync the metrics to the disk and return their length [bytes], which a checkpoint records."""
-
-    def finish(self, status: str = FINISHED) -> None:
-        """End the run with the status FINISHED, FAILED or KILLED. This is the last call."""
 
 
 @dataclass
@@ -122,27 +93,31 @@ def environment_of_run(directory: Path) -> dict[str, Any]:
     return known | (run.get("made_with") or {}) | {"code": run.get("code")}
 
 
-class LocalTracker:
-    """tracking=none: writes into the run directory. It is the base of every other tracker.
+class LocalTracker(TrainingLogger):
+    """The tracker of tracking=none, which writes into the run directory, and the base of every other one.
 
-    `keep` is the length of metrics.jsonl recorded in the checkpoint from which the run resumes (None: a new run).
+    No method waits for a network. All raise StorageError if the run directory cannot be written. `keep` is the length
+    of metrics.jsonl recorded in the checkpoint from which the run resumes (None: a new run).
     """
 
     def __init__(self, directory: Path, experiment_name: str, run_name: str, keep: int | None = None):
-        self.directory = directory
-        self._logger = TrainingLogger(directory, keep)
+        super().__init__(directory, keep)
         self._tracked = Tracked.read(directory)
         self._tracked.experiment_name = experiment_name
         self._tracked.run_name = run_name
         self._write()
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        self._logger.log_step(step, metrics)
+        """Log metrics by name after `step` completed optimizer steps, from 1."""
+        self.log_step(step, metrics)
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        first_step = _first_step(self.directory)
+        """Log parameters by dotted keys. The first value of a parameter stays; a resume with another value adds it,
+        with its first step, to the tag `changed.KEY`."""
+        resumes = read_run(self.directory)["resumes"]
+        first_step = resumes[-1]["step"] + 1 if resumes else 1  # of this process
         for name, value in parameters.items():
-            value = _plain(value)
+            value = value if value is None or isinstance(value, str | int | float | bool) else str(value)
             first = self._tracked.parameters.setdefault(name, value)
             # Drop changes at steps that this resume repeats.
             changes = [change for change in self._tracked.changes.pop(name, []) if change[0] < first_step]
@@ -157,11 +132,13 @@ class LocalTracker:
         self._write()
 
     def log_dataset(self, dataset: Dataset) -> None:
+        """Log the data of the run; logging the same again changes nothing."""
         if vars(dataset) not in self._tracked.datasets:
             self._tracked.datasets.append(dict(vars(dataset)))
             self._write()
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
+        """Add a file to the run's artifacts. If it changes, it is delivered again at the next call and at the end."""
         absolute = Path(path).absolute()
         inside = absolute.is_relative_to(self.directory)
         entry = [str(absolute.relative_to(self.directory) if inside else absolute), artifact_path or ""]
@@ -169,24 +146,8 @@ class LocalTracker:
             self._tracked.artifacts.append(entry)
         self._write()  # even if it is listed: the new time of tracking.json makes the thread check all artifacts again
 
-    def log_checkpoints(self) -> None:
-        """Nothing: the checkpoints are in the run directory already."""
-
-    def sync(self) -> int:
-        return self._logger.sync()
-
-    def finish(self, status: str = FINISHED) -> None:
-        self._logger.finish(status)
-
     def _write(self) -> None:
         self._tracked.write(self.directory)
 
 
-def _first_step(directory: Path) -> int:
-    """The first step of this process."""
-    resumes = read_run(directory)["resumes"]
-    return resumes[-1]["step"] + 1 if resumes else 1
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+Tracker = LocalTracker  # what the training loop is given

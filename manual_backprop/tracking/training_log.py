@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.common.durable_files import storage_errors, write_atomically
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.json_files import flattened, read_object
-from manual_backprop.tracking.metrics_file import METRICS, SUPERSEDED, Entry, MetricsFile, read_entries
-from manual_backprop.tracking.run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
+from ..common.durable_files import storage_errors, write_atomically
+from ..common.errors import InputError
+from ..common.json_files import flattened, read_object
+from .metrics_file import METRICS, SUPERSEDED, MetricsFile, read_entries
+from .run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
 
 TRACKING_FILE = "tracking.json"
 CONFIG_FILE = "config.yaml"
@@ -47,12 +47,13 @@ class TrainingLogger:
 
     def __init__(self, directory: str | Path, keep: int | None = None, config: Any = None):
         self.directory = Path(directory)
-        plain = None if config is None else _plain_config(config)
+        plain = None if config is None else _plain(config)
+        if plain is not None and not isinstance(plain, dict):
+            raise InputError(f"config={config!r}: expected a mapping or a dataclass, as a model's own config is one")
         with storage_errors(f"create {self.directory}"):
             self.directory.mkdir(parents=True, exist_ok=True)
         if plain is not None:  # JSON, which is YAML as well
-            text = json.dumps(plain, indent=1) + "\n"
-            write_atomically(self.directory / CONFIG_FILE, text.encode())
+            write_atomically(self.directory / CONFIG_FILE, (json.dumps(plain, indent=1) + "\n").encode())
         self._file = MetricsFile(self.directory / METRICS)
         if keep is not None:
             self._file.truncate(keep)
@@ -193,32 +194,31 @@ class LogReader:
     def __init__(self, path: Path):
         self.path = path
         self._log: TrainingLog | None = None
-        self._seen: tuple[Any, ...] = ()
+        self._seen: dict[str, tuple[int, int, int]] = {}
         self._start()
 
     def _start(self) -> None:
-        self._metrics, self._position, self._damaged = Metrics(), 0, set[int]()
-
-    @property
-    def position(self) -> int:
-        """The position in metrics.jsonl up to which it was read [bytes]."""
-        return self._position
+        self._metrics, self.position, self._damaged = Metrics(), 0, set[int]()  # read up to `position` [bytes]
 
     def read(self) -> TrainingLog:
         """The log of the run; the same object if nothing has changed. Raises InputError."""
-        seen = self._signature()
-        if self._log is not None and seen == self._seen:
+        seen = {name: self._state(name) for name in (METRICS, SUPERSEDED, RUN_FILE, TRACKING_FILE, CONFIG_FILE)}
+        changed = {name for name, state in seen.items() if state != self._seen.get(name)}
+        if self._log is not None and not changed:
             return self._log
-        if self._log is not None and (seen[1:3] != self._seen[1:3] or seen[0][0] < self._position):
+        size, inode, _ = seen[METRICS]
+        if self._log is not None and (SUPERSEDED in changed or inode != self._seen[METRICS][1] or size < self.position):
             self._start()
         damaged: list[int] = []
         file = self.path / METRICS
         if file.is_file():
-            for entry in read_entries(file, self._position, damaged):
-                self._take(entry)
+            for entry in read_entries(file, self.position, damaged):
+                for name, value in entry.metrics.items():
+                    self._metrics.put(name, entry.step, value, entry.time_ms)
+                self.position = entry.end
             self._damaged |= {*damaged}  # a set, since a line after the last entry is read again
         run = read_run(self.path) if (self.path / RUN_FILE).is_file() else {}
-        config = load_config(self.path) if self._log is None or seen[3] != self._seen[3] else self._log.config
+        config = load_config(self.path) if self._log is None or CONFIG_FILE in changed else self._log.config
         tracked = _tracked(self.path)
         recorded = [int(one["step"]) for one in run.get("resumes", []) if isinstance(one, dict) and "step" in one]
         self._seen = seen
@@ -233,22 +233,12 @@ class LogReader:
         )
         return self._log
 
-    def _take(self, entry: Entry) -> None:
-        for name, value in entry.metrics.items():
-            self._metrics.put(name, entry.step, value, entry.time_ms)
-        self._position = entry.end
-
-    def _signature(self) -> tuple[Any, ...]:
-        """A value that changes whenever there is something new: status of metrics.jsonl, superseded.jsonl, the rest."""
-
-        def state(name: str, *fields: str) -> tuple[int, ...]:
-            with suppress(OSError):
-                found = (self.path / name).stat()
-                return tuple(getattr(found, one) for one in fields)
-            return (0,)
-
-        times = [state(name, "st_mtime_ns", "st_size") for name in (RUN_FILE, TRACKING_FILE, CONFIG_FILE)]
-        return state(METRICS, "st_size"), state(METRICS, "st_ino"), state(SUPERSEDED, "st_size"), *reversed(times)
+    def _state(self, name: str) -> tuple[int, int, int]:
+        """A file's size [bytes], inode and time of change [ns], which differ whenever it has something new."""
+        with suppress(OSError):
+            found = (self.path / name).stat()
+            return found.st_size, found.st_ino, found.st_mtime_ns
+        return 0, 0, 0
 
 
 def load_training_log(run: str | Path, root: str | Path = "outputs") -> TrainingLog:
@@ -307,13 +297,6 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plain_config(config: Any) -> dict[str, Any]:
-    plain = _plain(config)
-    if not isinstance(plain, dict):
-        raise InputError(f"config={config!r}: expected a mapping or a dataclass, as a model's own config is one")
-    return plain
-
-
 def _plain(value: Any) -> Any:
     """A config, or a part of it, as JSON knows it: what is no number, text, mapping or list becomes text."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -356,11 +339,11 @@ def _model_of(run: Mapping[str, Any], config: Mapping[str, Any], tracked: Mappin
     if not isinstance(sizes, Mapping):
         return {}
     parameters = tracked.get("parameters") or {}
-    model = dict(sizes) | {
-        name: parameters[name] for name in ("parameters",) if isinstance(parameters, Mapping) and name in parameters
-    }
-    for name, group in (("architecture", "architecture"), ("precision", "precision"), ("implementation",) * 2):
-        named = config.get(group)
+    model = dict(sizes)
+    if isinstance(parameters, Mapping) and "parameters" in parameters:
+        model["parameters"] = parameters["parameters"]
+    for name in ("architecture", "precision", "implementation"):
+        named = config.get(name)
         if isinstance(named, Mapping) and "name" in named:
             model[name] = named["name"]
     if model.get("vocab_size") is None:

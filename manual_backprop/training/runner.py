@@ -513,7 +513,6 @@ class Runner:
                 raise
             log.warning("%s. The run continues without this checkpoint.", error)
             return None
-        tracker.log_checkpoints()
         return path
 
     def _checkpoints(self, directory: Path) -> CheckpointManager:

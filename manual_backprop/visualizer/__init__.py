@@ -25,38 +25,25 @@ from typing import Any
 
 # The module of each public name.
 _HOMES = {
-    "create_app": "server",
-    "create_flops_normalized_loss": "equal_compute",
-    "create_loss_curves": "figures",
-    "create_lr_schedule_plot": "figures",
-    "create_metric_plot": "figures",
-    "create_throughput_plot": "figures",
-    "create_validation_curves": "figures",
-    "estimate_model_params": "parameters",
-    "find_crossover_points": "equal_compute",
-    "launch": "server",
-    "load_training_log": "",
+    "create_app": ".server",
+    "create_flops_normalized_loss": ".equal_compute",
+    "create_loss_curves": ".figures",
+    "create_lr_schedule_plot": ".figures",
+    "create_metric_plot": ".figures",
+    "create_throughput_plot": ".figures",
+    "create_validation_curves": ".figures",
+    "estimate_model_params": ".parameters",
+    "find_crossover_points": ".equal_compute",
+    "launch": ".server",
+    "load_training_log": "..tracking",
 }
 
-__all__ = [
-    "create_app",
-    "create_flops_normalized_loss",
-    "create_loss_curves",
-    "create_lr_schedule_plot",
-    "create_metric_plot",
-    "create_throughput_plot",
-    "create_validation_curves",
-    "estimate_model_params",
-    "find_crossover_points",
-    "launch",
-    "load_training_log",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = f"{__name__}.{_HOMES[name]}" if _HOMES[name] else "manual_backprop.tracking"
-    value = getattr(import_module(home), name)
+    value = getattr(import_module(_HOMES[name], __name__), name)
     globals()[name] = value
     return value

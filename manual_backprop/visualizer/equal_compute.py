@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manual_backprop.visualizer.figures import figure_of, legend_once
-from manual_backprop.visualizer.series import View, points_of, series_of
-from manual_backprop.visualizer.style import STRONG, Logs, layout, loss_unit, safe, styles, words
+from .figures import figure_of, legend_once
+from .series import View, points_of, series_of
+from .style import FAINT, STRONG, Logs, layout, loss_unit, safe, styles, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -125,9 +125,7 @@ def _common(one: Curve, other: Curve) -> np.ndarray:
     if not len(one.flops) or not len(other.flops):
         return np.empty(0)
     low, high = max(one.flops[0], other.flops[0]), min(one.flops[-1], other.flops[-1])
-    if low > high:
-        return np.empty(0)
-    places = np.unique(np.concatenate((one.flops, other.flops, [low, high])))
+    places = np.unique(np.concatenate((one.flops, other.flops)))
     return places[(places >= low) & (places <= high)]
 
 
@@ -148,12 +146,8 @@ def sentences(logs: Logs, metric: str | None = None) -> list[str]:
             continue
         low, high = (scientific(edge) for edge in (places[0], places[-1]))
         if crossings:
-            times = (
-                f" (they cross {len(crossings)} times; up to {high} FLOPs)"
-                if len(crossings) > 1
-                else f" (up to {high})"
-            )
-            said.append(f"{crossings[-1]}{times}")
+            about = f"they cross {len(crossings)} times; up to {high} FLOPs" if len(crossings) > 1 else f"up to {high}"
+            said.append(f"{crossings[-1]} ({about})")
             continue
         gaps = [np.interp(places, curves[name].flops, curves[name].losses) for name in (a, b)]
         gap = float(np.sum(gaps[0] - gaps[1]))
@@ -216,7 +210,7 @@ def compute_curves(
             "type": "scatter",
             "name": safe(name),
             "legendgroup": safe(name, 10**6),
-            "opacity": 0.35 if style.faint else 1,
+            "opacity": FAINT if style.faint else 1,
         }
         finer = _between(curve.flops)
         line = {"mode": "lines", "x": finer, "y": np.interp(finer, curve.flops, curve.losses), "hoverinfo": "skip"}
@@ -224,10 +218,8 @@ def compute_curves(
         points["marker"] = {"symbol": style.symbol, "size": 6 if len(curve.flops) < 60 else 3, "color": style.colour}
         points["hovertemplate"] = f"<b>{safe(name, 90)}</b><br>{about} %{{y:.5g}}<br>%{{x:.3e}} FLOPs<extra></extra>"
         data += [shared | line | {"line": {"color": style.colour, "width": 1.5}}, shared | points]
-    described = layout(
-        "At equal compute", loss_unit(logs) if metric.endswith("/loss") else about, View("flops", True), logs, (metric,)
-    )
-    described["title"]["text"] = f"{words(metric)} over compute"
+    unit = loss_unit(logs) if metric.endswith("/loss") else about
+    described = layout(f"{words(metric)} over compute", unit, View("flops", True), logs, (metric,))
     described["shapes"] = []
     for level in iso_levels([curve.losses for curve in curves.values()]):
         described["shapes"].append(
@@ -236,15 +228,9 @@ def compute_curves(
         )
         data += _reached(level, about, curves, strong)
     if budget is not None:
-        described["shapes"].append(budget_line(budget))
+        line = {"type": "line", "x0": budget, "x1": budget, "yref": "paper", "y0": 0, "y1": 1}
+        described["shapes"].append(line | {"line": {"color": "#7d838c", "width": 1.5}})
     return {"data": legend_once(data), "layout": described}
-
-
-def budget_line(budget: float) -> dict[str, Any]:
-    return {
-        "type": "line", "x0": budget, "x1": budget, "yref": "paper", "y0": 0, "y1": 1,
-        "line": {"color": "#7d838c", "width": 1.5},
-    }  # fmt: skip
 
 
 def iso_levels(losses: Sequence[np.ndarray]) -> list[float]:

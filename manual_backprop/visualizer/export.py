@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.common.durable_files import write_atomically
-from manual_backprop.common.errors import InputError, ManualBackpropError
-from manual_backprop.visualizer.series import AXES, View
-from manual_backprop.visualizer.session import Session, as_json
-from manual_backprop.visualizer.style import STRONG
+from ..common.durable_files import write_atomically
+from ..common.errors import InputError, ManualBackpropError
+from .series import AXES, View
+from .session import Session, as_json
+from .style import STRONG
 
 PLOTLY = "plotly.min.js"
 SCRIPTS = (PLOTLY, "state.js", "views.js", "page.js")

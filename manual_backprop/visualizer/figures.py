@@ -10,27 +10,15 @@ drawn in full, the others faintly. Marks at the bottom show non-finite values, s
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer.marks import marks
-from manual_backprop.visualizer.series import Points, View, points_of, reduced, series_of, smoothed
-from manual_backprop.visualizer.style import (
-    FAINT,
-    LONGEST_HOVER,
-    STRONG,
-    Logs,
-    Style,
-    layout,
-    loss_unit,
-    safe,
-    styles,
-    words,
-)
+from ..common.errors import InputError
+from ..tracking import TrainingLog
+from .marks import marks
+from .series import Points, View, points_of, reduced, series_of, smoothed
+from .style import FAINT, LONGEST_HOVER, STRONG, Logs, Style, layout, loss_unit, safe, styles, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -38,6 +26,7 @@ if TYPE_CHECKING:
 PALE = 0.6  # opacity of the training loss, which is noisy
 NOISY = ("train/", "gradient_norm", "tokens_per_second", "peak_share", "system/", "inspect/")  # are smoothed
 SINGLE = 60  # a line with at least so many points has no markers
+ROUND = (1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(10, 100, 5), range(100, 1000, 10)  # ever finer ticks
 UNDRAWN = ("validation/loss", "validation/perplexity", "validation/unigram_loss", "validation/bigram_loss")
 
 
@@ -82,15 +71,13 @@ def figure_of(figure: dict[str, Any]) -> Figure:
 
 
 def loss_curves(logs: Logs, view: View, strong: int = STRONG) -> dict[str, Any]:
+    metrics = "train/loss", "validation/loss"
     data: list[dict[str, Any]] = []
     for name, style in styles([*logs], strong).items():
         data += curve(name, logs[name], "train/loss", view, style, about="training loss")
         data += curve(name, logs[name], "validation/loss", view, style, about="validation loss", markers=True)
-        data += marks(name, logs[name], ("train/loss", "validation/loss"), view, style, skipped=True)
-    return {
-        "data": legend_once(data),
-        "layout": layout("Loss", loss_unit(logs), view, logs, ("train/loss", "validation/loss")),
-    }
+        data += marks(name, logs[name], metrics, view, style, skipped=True)
+    return {"data": legend_once(data), "layout": layout("Loss", loss_unit(logs), view, logs, metrics)}
 
 
 def validation_curves(logs: Logs, view: View, strong: int = STRONG) -> dict[str, Any]:
@@ -126,15 +113,8 @@ def perplexity_ticks(low: float, high: float) -> dict[float, str]:
     """About six round perplexities between two losses, by their loss."""
     low, high = min(low, 600.0), min(high, 600.0)
     pad = 0.1 * (high - low) + 1e-3
-    for factors in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 5, 7),
-        tuple(range(10, 100, 5)),
-        tuple(range(100, 1000, 10)),
-    ):
-        first, last = (math.floor((edge) / math.log(10)) - 2 for edge in (low - pad, high + pad))
+    for factors in ROUND:
+        first, last = (math.floor(edge / math.log(10)) - 2 for edge in (low - pad, high + pad))
         found = {
             math.log(value): f"{value:,.4g}"
             for exponent in range(first, last + 3)
@@ -173,29 +153,20 @@ def curve(
     perplexity: bool = False,
 ) -> list[dict[str, Any]]:
     """One metric of one run; with smoothing the raw curve is drawn faintly below the smoothed one."""
-    drawn = partial(_curve, name, log, metric, view, style, about, markers, perplexity)
-    if view.low is not None or view.low_y is not None:  # a zoomed part is not requested again, so it is not cached
-        return drawn()
     key = "curve", metric, view, style, markers, perplexity, name
-    if key not in log.memo:
-        log.memo[key] = drawn()
-    return [dict(trace) for trace in log.memo[key]]
-
-
-def _curve(
-    name: str, log: TrainingLog, metric: str, view: View, style: Style, about: str, markers: bool, perplexity: bool
-) -> list[dict[str, Any]]:
+    if key in log.memo:
+        return log.memo[key]
     points = points_of(log, metric, view.x)
-    smooth = view.smoothing > 1 and metric.startswith(NOISY)
-    kinds = [(points, "", PALE if metric == "train/loss" else 1.0)]  # the validation loss is drawn over it
-    if smooth:
+    kinds = [(points, about, PALE if metric == "train/loss" else 1.0)]  # the validation loss is drawn over it
+    if view.smoothing > 1 and metric.startswith(NOISY):
         finer = smoothed(log, metric, points, view.smoothing)
-        kinds = [(points, "", 0.28), (finer, f", smoothed over {view.smoothing:g}", 1.0)]
-    traces = []
-    for all_points, kind, opacity in kinds:
-        shown = reduced(all_points, view)
-        if len(shown.x):
-            traces.append(_trace(name, shown, style, f"{about}{kind}", opacity, markers, perplexity))
+        kinds = [(points, about, 0.28), (finer, f"{about}, smoothed over {view.smoothing:g}", 1.0)]
+    drawn = [(reduced(every, view), kind, opacity) for every, kind, opacity in kinds]
+    traces = [
+        _trace(name, shown, style, kind, opacity, markers, perplexity) for shown, kind, opacity in drawn if len(shown.x)
+    ]
+    if view.low is None and view.low_y is None:  # a zoomed part is not requested again
+        log.memo[key] = traces
     return traces
 
 
@@ -203,7 +174,8 @@ def _trace(
     name: str, points: Points, style: Style, about: str, opacity: float, markers: bool, perplexity: bool
 ) -> dict[str, Any]:
     few = len(points.x) < (SINGLE * 10 if markers else 2)
-    extra = ["perplexity %{customdata[1]:.4g}"] if perplexity else []
+    hover = [f"<b>{safe(name, LONGEST_HOVER)}</b>", f"{about} %{{y:.5g}}"]
+    hover += ["perplexity %{customdata[1]:.4g}"] if perplexity else []
     columns = [points.steps.astype(float)] + ([np.exp(np.minimum(points.y, 700))] if perplexity else [])
     return {
         "type": "scatter",
@@ -216,14 +188,7 @@ def _trace(
         "opacity": opacity * (FAINT if style.faint else 1),
         "line": {"color": style.colour, "width": 1 if style.faint or not markers else 2},
         "marker": {"symbol": style.symbol, "size": 6 if len(points.x) < SINGLE else 4, "color": style.colour},
-        "hovertemplate": "<br>".join(
-            [
-                f"<b>{safe(name, LONGEST_HOVER)}</b>",
-                f"{about} %{{y:.5g}}",
-                *extra,
-                "step %{customdata[0]:,}<extra></extra>",
-            ]
-        ),
+        "hovertemplate": "<br>".join([*hover, "step %{customdata[0]:,}<extra></extra>"]),
     }
 
 

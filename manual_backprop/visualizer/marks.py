@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer.series import View, points_of
-from manual_backprop.visualizer.style import FAINT, LONGEST_HOVER, MARKS, Style, safe
+from ..tracking import TrainingLog
+from .series import View, points_of
+from .style import FAINT, LONGEST_HOVER, MARKS, Style, safe
 
 MOST_MARKS = 50  # of a run, in one picture
 
@@ -73,14 +73,11 @@ def _not_finite(log: TrainingLog, metric: str, x: str) -> list[tuple[float, str,
 def _skipped(log: TrainingLog, x: str) -> list[tuple[float, str, str]]:
     counts = points_of(log, "nonfinite_steps", x)
     grown = np.diff(counts.y, prepend=0.0)
-    return [
-        (
-            float(counts.x[place]),
-            "line-ns",
-            f"{grown[place]:.0f} skipped, not finite, up to step {counts.steps[place]:,}",
-        )
-        for place in np.flatnonzero(grown > 0)
-    ]
+    found = []
+    for place in np.flatnonzero(grown > 0):
+        text = f"{grown[place]:.0f} skipped, not finite, up to step {counts.steps[place]:,}"
+        found.append((float(counts.x[place]), "line-ns", text))
+    return found
 
 
 def _resumes(log: TrainingLog, x: str) -> list[tuple[float, str, str]]:

@@ -9,24 +9,25 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from manual_backprop.common.errors import InputError, first_line
-from manual_backprop.common.uris import file_uri, sqlite_database
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.tracking.mlflow_delivery import RUN_ID_TAG, prepare_environment, without_credentials
-from manual_backprop.tracking.training_log import Metrics
+from ..common.errors import InputError, first_line
+from ..common.uris import file_uri, sqlite_database
+from ..tracking import TrainingLog
+from ..tracking.mlflow_delivery import RUN_ID_TAG, prepare_environment, without_credentials
+from ..tracking.training_log import Metrics
 
 BEST = "validation/loss"
 INFINITE = 1.79e308  # MLflow stores infinity as this value or a larger one
 STATUSES = {"SCHEDULED": "RUNNING"}
 
 
-def open_store(uri: str) -> SqliteStore | ServerStore | None:
+def open_store(uri: str) -> Store | None:
     """The store at `uri`; None if there is none (a database that does not exist)."""
     _, database = sqlite_database(uri)
     if database is not None:
@@ -34,39 +35,95 @@ def open_store(uri: str) -> SqliteStore | ServerStore | None:
     return ServerStore(uri) if uri.startswith(("http://", "https://")) else None
 
 
-class _Reader:
-    """Reads one run; fetches all of its points again when there are new ones."""
+class StoredRun(NamedTuple):
+    """A run as MLflow stores it, without its metrics."""
 
-    def __init__(self, store: SqliteStore | ServerStore, run_id: str):
-        self.store, self.run_id = store, run_id
-        self._seen: Any = None
-        self._log: TrainingLog | None = None
+    id: str
+    name: str
+    status: str
+    start: int | None  # [ms]
+    settings: dict[str, str]  # MLflow's params
+    tags: dict[str, str]
 
-    def read(self) -> TrainingLog:
-        seen = self.store.state(self.run_id)
-        if self._log is None or seen != self._seen:
-            self._seen, self._log = seen, self.store.log(self.run_id)
-        return self._log
+    def row(self, step: int | None, best: float | None) -> dict[str, Any]:
+        """The run's row in the table of runs."""
+        return {
+            "id": self.id,
+            "name": self.name or self.id,
+            "task": self.settings.get("task.name", ""),
+            "architecture": self.settings.get("architecture.name", ""),
+            "parameters": _value(self.settings.get("parameters", "")) or None,
+            "steps": step,
+            "metric": BEST,
+            "best": best if best is not None and math.isfinite(best) else None,
+            "status": STATUSES.get(self.status, self.status),
+            "started": _time(self.start),
+            "sweep": self.tags.get("mlflow.parentRunId", ""),
+            "local": self.tags.get(RUN_ID_TAG, ""),
+            "from": "MLflow",
+        }
+
+    def log(self, points: Iterable[tuple[str, int, float, int]], place: str) -> TrainingLog:
+        """The run's log, from its points (metric, step, value, time [ms]) in the order in which they were written."""
+        metrics = Metrics()
+        for key, step, value, time in points:
+            metrics.put(key, step, math.copysign(math.inf, value) if abs(value) >= INFINITE else value, time)
+        config: dict[str, Any] = {}
+        for key, text in self.settings.items():
+            group, _, rest = key.partition(".")
+            if rest and isinstance(config.setdefault(group, {}), dict):
+                config[group][rest] = _value(text)
+            elif not rest and key != "parameters":
+                config[key] = _value(text)
+        counted = _value(self.settings.get("parameters", ""))
+        run = {"run_name": self.name or self.id, "run_id": self.id, "created_at": _time(self.start)}
+        return metrics.log(
+            path=Path(place) / self.id,
+            run=run | {"status": STATUSES.get(self.status, self.status)},
+            config=config,
+            damaged_lines=0,
+            model={"parameters": counted} if isinstance(counted, int) else {},
+            tags=self.tags,
+            resumes=tuple(sorted({*metrics.resumed_after})),
+        )
 
 
-class _Store:
-    def reader(self, run_id: str) -> _Reader:
-        return _Reader(self, run_id)  # type: ignore[arg-type]
+class Store(ABC):
+    """Runs that MLflow has. A run is read again, with all of its points, when there are new ones."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, TrainingLog]] = {}
+
+    def read(self, run_id: str) -> TrainingLog:
+        """The current log of a run; the same object as long as nothing has changed. Raises InputError."""
+        state = self.state(run_id)
+        if run_id not in self._known or self._known[run_id][0] != state:
+            self._known[run_id] = state, self.log(run_id)
+        return self._known[run_id][1]
+
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """A row of the table for each run that has logged a metric."""
+
+    @abstractmethod
+    def state(self, run_id: str) -> Any:
+        """A value that changes whenever the run has something new."""
+
+    @abstractmethod
+    def log(self, run_id: str) -> TrainingLog: ...
 
 
-class SqliteStore(_Store):
+class SqliteStore(Store):
     def __init__(self, file: Path):
+        super().__init__()
         self.file = file
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         address = f"{file_uri(self.file)}?mode=ro"
         try:
-            connection = sqlite3.connect(address, uri=True, timeout=5)
-            try:
+            with closing(sqlite3.connect(address, uri=True, timeout=5)) as connection:
                 yield connection
-            finally:
-                connection.close()
         except sqlite3.Error as error:
             raise InputError(f"{self.file} cannot be read as MLflow's database: {error}") from error
 
@@ -82,20 +139,8 @@ class SqliteStore(_Store):
             )
             wanted = "'parameters', 'task.name', 'architecture.name'"
             settings = _nested(store.execute(f"select run_uuid, key, value from params where key in ({wanted})"))
-        return [
-            _row(
-                run_id,
-                name,
-                status,
-                start,
-                last[run_id],
-                best.get(run_id),
-                settings.get(run_id, {}),
-                tags.get(run_id, {}),
-            )
-            for run_id, name, status, start in found
-            if run_id in last
-        ]
+        stored = (StoredRun._make([*run, settings.get(run[0], {}), tags.get(run[0], {})]) for run in found)
+        return [run.row(last[run.id], best.get(run.id)) for run in stored if run.id in last]
 
     def state(self, run_id: str) -> Any:
         with self._open() as store:
@@ -105,22 +150,22 @@ class SqliteStore(_Store):
             return counted, store.execute("select status, end_time from runs where run_uuid = ?", (run_id,)).fetchone()
 
     def log(self, run_id: str) -> TrainingLog:
+        run = "select run_uuid, name, status, start_time from runs where run_uuid = ?"
         points = (
             "select key, step, case when is_nan then null else value end, timestamp from metrics where run_uuid = ?"
         )
         with self._open() as store:
-            name, status, start = store.execute(
-                "select name, status, start_time from runs where run_uuid = ?", (run_id,)
-            ).fetchone()
+            found = store.execute(run, (run_id,)).fetchone()
             rows = store.execute(points + " order by timestamp, rowid", (run_id,)).fetchall()
             settings = dict(store.execute("select key, value from params where run_uuid = ?", (run_id,)))
             tags = dict(store.execute("select key, value from tags where run_uuid = ?", (run_id,)))
-        found = [(key, step, math.nan if value is None else value, time) for key, step, value, time in rows]
-        return _log(run_id, name, status, start, found, settings, tags, str(self.file))
+        known = ((key, step, math.nan if value is None else value, time) for key, step, value, time in rows)
+        return StoredRun._make([*found, settings, tags]).log(known, str(self.file))
 
 
-class ServerStore(_Store):
+class ServerStore(Store):
     def __init__(self, uri: str):
+        super().__init__()
         self.uri = uri
         self._client: Any = None
 
@@ -140,20 +185,8 @@ class ServerStore(_Store):
         with self._asking() as client:
             experiments = [one.experiment_id for one in client.search_experiments()]
             runs = client.search_runs(experiments, max_results=1000) if experiments else []
-        return [
-            _row(
-                run.info.run_id,
-                run.info.run_name,
-                run.info.status,
-                run.info.start_time,
-                None,  # only the history of a metric has steps
-                run.data.metrics.get(BEST),
-                run.data.params,
-                run.data.tags,
-            )
-            for run in runs
-            if run.data.metrics
-        ]
+        # only the history of a metric has steps
+        return [_stored(run).row(None, run.data.metrics.get(BEST)) for run in runs if run.data.metrics]
 
     def state(self, run_id: str) -> Any:
         with self._asking() as client:
@@ -168,10 +201,13 @@ class ServerStore(_Store):
                 for name in run.data.metrics
                 for point in client.get_metric_history(run_id, name)
             ]
-        points.sort(key=lambda point: point[3])
-        info = run.info
-        settings, tags = dict(run.data.params), dict(run.data.tags)
-        return _log(run_id, info.run_name, info.status, info.start_time, points, settings, tags, self.uri)
+        return _stored(run).log(sorted(points, key=lambda point: point[3]), self.uri)
+
+
+def _stored(run: Any) -> StoredRun:
+    info = run.info
+    about = info.run_id, info.run_name, info.status, info.start_time
+    return StoredRun(*about, dict(run.data.params), dict(run.data.tags))
 
 
 def _nested(rows: Any) -> dict[str, dict[str, str]]:
@@ -179,71 +215,6 @@ def _nested(rows: Any) -> dict[str, dict[str, str]]:
     for run_id, key, value in rows:
         found.setdefault(run_id, {})[key] = value
     return found
-
-
-def _row(
-    run_id: str,
-    name: str,
-    status: str,
-    start: int | None,
-    step: int | None,
-    best: float | None,
-    settings: dict[str, str],
-    tags: dict[str, str],
-) -> dict[str, Any]:
-    return {
-        "id": run_id,
-        "name": name or run_id,
-        "task": settings.get("task.name", ""),
-        "architecture": settings.get("architecture.name", ""),
-        "parameters": _value(settings.get("parameters", "")) or None,
-        "steps": step,
-        "metric": BEST,
-        "best": best if best is not None and math.isfinite(best) else None,
-        "status": STATUSES.get(status, status),
-        "started": _time(start),
-        "sweep": tags.get("mlflow.parentRunId", ""),
-        "local": tags.get(RUN_ID_TAG, ""),
-        "from": "MLflow",
-    }
-
-
-def _log(
-    run_id: str,
-    name: str,
-    status: str,
-    start: int | None,
-    points: list[tuple[str, int, float, int]],
-    settings: dict[str, str],
-    tags: dict[str, str],
-    place: str,
-) -> TrainingLog:
-    metrics = Metrics()
-    for key, step, value, time in points:
-        metrics.put(key, step, math.copysign(math.inf, value) if abs(value) >= INFINITE else value, time)
-    config: dict[str, Any] = {}
-    for key, text in settings.items():
-        group, _, rest = key.partition(".")
-        if rest and isinstance(config.setdefault(group, {}), dict):
-            config[group][rest] = _value(text)
-        elif not rest and key != "parameters":
-            config[key] = _value(text)
-    counted = _value(settings.get("parameters", ""))
-    run = {
-        "run_name": name or run_id,
-        "run_id": run_id,
-        "status": STATUSES.get(status, status),
-        "created_at": _time(start),
-    }
-    return metrics.log(
-        path=Path(place) / run_id,
-        run=run,
-        config=config,
-        damaged_lines=0,
-        model={"parameters": counted} if isinstance(counted, int) else {},
-        tags=tags,
-        resumes=tuple(sorted({*metrics.resumed_after})),
-    )
 
 
 def _value(text: str) -> Any:

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.visualizer.style import safe
+from ..common.errors import InputError
+from .style import PLAIN, safe
 
 if TYPE_CHECKING:
-    from manual_backprop.tasks import Reading
-    from manual_backprop.trained_models.saved_model import Found, SavedModel
+    from ..tasks import Reading
+    from ..trained_models.saved_model import Found, SavedModel
 
 LONGEST_TEXT = 10_000  # [characters]
 MOST_TOKENS = 64  # of a text: a map has as many squares, squared
 LIKELIEST = 5
 COLUMNS = 4  # maps beside each other
+GAP = 0.06  # between them, as a share of the figure
 PROBABILITIES = "probabilities"
 
 
@@ -54,9 +55,9 @@ def look(found: Found, text: str) -> Seen:
         raise InputError(f"the text has {len(text):,} characters: give at most {LONGEST_TEXT:,}")
     import torch
 
-    from manual_backprop.models.implementations import build_network
-    from manual_backprop.models.recorder import Recorder
-    from manual_backprop.trained_models.saved_model import load_found
+    from ..models.implementations import build_network
+    from ..models.recorder import Recorder
+    from ..trained_models.saved_model import load_found
 
     saved = load_found(found, device="cpu")
     network = saved.model.network
@@ -104,13 +105,13 @@ def look(found: Found, text: str) -> Seen:
 def _reading(saved: SavedModel, text: str, most: int) -> Reading:
     import torch
 
-    from manual_backprop.common.batch import IGNORED, Batch
-    from manual_backprop.tasks import Reading, task_named
-    from manual_backprop.trained_models.evaluation import restored_task
+    from ..common.batch import IGNORED, Batch
+    from ..tasks import Reading, task_named
+    from ..trained_models.evaluation import restored_task
 
     if task_named(saved.task_name).inference_command[1] != "--prompt":
         return restored_task(saved).reading(saved.model, text, most)
-    from manual_backprop.trained_models.text_stream import prompt_tokens
+    from ..trained_models.text_stream import prompt_tokens
 
     tokenizer = saved.tokenizer()  # which a model of texts has, whether a run has trained it or a program
     tokens = prompt_tokens(tokenizer, text)
@@ -130,40 +131,25 @@ def shown(token: str) -> str:
 def attention_map(seen: Attention) -> dict[str, Any]:
     """All heads of one layer as a plotly figure, four in a row. The colour is the square root of the probability, since
     most are small; keys that a query cannot see have none."""
-    heads = seen.heads
-    count, places, _ = heads.shape
+    count, places, _ = seen.heads.shape
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     x, y = ([f"{place} {safe(token, 12)}" for place, token in enumerate(side)] for side in (seen.columns, seen.rows))
-    data, described = [], _square_layout(rows)
-    gap = 0.06
-    for head in range(count):
+    data: list[dict[str, Any]] = []
+    described: dict[str, Any] = PLAIN | {"margin": {"l": 8, "r": 8, "t": 24, "b": 8}, "showlegend": False}
+    described |= {"annotations": [], "height": 40 + rows * 270}
+    x_axis = {"type": "category", "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 9}}
+    x_axis |= {"automargin": True}
+    y_axis = x_axis | {"autorange": "reversed"}
+    for head, shares in enumerate(seen.heads):
         row, column = divmod(head, columns)
         number = "" if head == 0 else str(head + 1)
-        across = (
-            column / columns + (gap / 2 if column else 0),
-            (column + 1) / columns - (gap / 2 if column < columns - 1 else 0),
-        )
-        down = (1 - (row + 1) / rows + gap / 2, 1 - row / rows - gap / 2)
-        quiet = {
-            "type": "category",
-            "showgrid": False,
-            "zeroline": False,
-            "ticks": "",
-            "tickfont": {"size": 9},
-            "automargin": True,
-        }
-        described[f"xaxis{number}"] = quiet | {
-            "domain": across,
-            "anchor": f"y{number}",
-            "showticklabels": row == rows - 1,
-        }
-        described[f"yaxis{number}"] = quiet | {
-            "domain": down,
-            "anchor": f"x{number}",
-            "autorange": "reversed",
-            "showticklabels": column == 0,
-        }
+        left, right = column / columns, (column + 1) / columns
+        across = (left + (GAP / 2 if column else 0), right - (GAP / 2 if column < columns - 1 else 0))
+        down = (1 - (row + 1) / rows + GAP / 2, 1 - row / rows - GAP / 2)
+        x_place = {"domain": across, "anchor": f"y{number}", "showticklabels": row == rows - 1}
+        y_place = {"domain": down, "anchor": f"x{number}", "showticklabels": column == 0}
+        described |= {f"xaxis{number}": x_axis | x_place, f"yaxis{number}": y_axis | y_place}
         described["annotations"].append(
             {"text": f"head {head}", "x": across[0], "y": down[1], "xref": "paper", "yref": "paper", "showarrow": False}
             | {"xanchor": "left", "yanchor": "bottom", "font": {"size": 11}}
@@ -173,8 +159,8 @@ def attention_map(seen: Attention) -> dict[str, Any]:
                 "type": "heatmap",
                 "x": x,
                 "y": y,
-                "z": np.where(heads[head] > 0, np.sqrt(heads[head]), np.nan).astype(np.float32),
-                "customdata": heads[head].astype(np.float32),
+                "z": np.where(shares > 0, np.sqrt(shares), np.nan).astype(np.float32),
+                "customdata": shares.astype(np.float32),
                 "zmin": 0,
                 "zmax": 1,
                 "colorscale": [[0, "rgba(47,127,193,0.04)"], [0.5, "rgba(47,127,193,0.65)"], [1, "rgb(224,138,0)"]],
@@ -187,16 +173,4 @@ def attention_map(seen: Attention) -> dict[str, Any]:
                 "hovertemplate": "%{y} looks at %{x}: %{customdata:.1%}<extra></extra>",
             }
         )
-    described["height"] = 40 + rows * 270
     return {"data": data, "layout": described}
-
-
-def _square_layout(rows: int) -> dict[str, Any]:
-    return {
-        "margin": {"l": 8, "r": 8, "t": 24, "b": 8},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#7d838c"},
-        "annotations": [],
-        "showlegend": False,
-    }

@@ -5,10 +5,10 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from manual_backprop.common.errors import ConfigError, InputError
-from manual_backprop.config.network import CustomTransformerConfig
-from manual_backprop.config.validation import validate, with_defaults
-from manual_backprop.tracking import TrainingLog
+from ..common.errors import ConfigError, InputError
+from ..config.network import CustomTransformerConfig
+from ..config.validation import validate, with_defaults
+from ..tracking import TrainingLog
 
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
 
@@ -40,15 +40,15 @@ def estimate_model_params(config: Any) -> int:
     if violations := built.violations():
         raise InputError("; ".join(violations))
 
-    from manual_backprop.study.estimates.memory import parameter_count  # torch
+    from ..study.estimates.memory import parameter_count  # torch
 
     return parameter_count(built)
 
 
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """The network's config from the config of a run. Only a run knows what its examples add, such as their labels."""
-    from manual_backprop.tasks import task_named  # torch
-    from manual_backprop.tasks.language_model import SAME_EVERYWHERE
+    from ..tasks import task_named  # torch
+    from ..tasks.language_model import SAME_EVERYWHERE
 
     with suppress(ConfigError):
         run = validate(with_defaults(config))

@@ -9,47 +9,36 @@ import math
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from manual_backprop.common.durable_files import process_is_alive
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking import LogReader, TrainingLog, find_run, list_runs
-from manual_backprop.tracking.metrics_file import METRICS
-from manual_backprop.tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, find_sweep, read_run
-from manual_backprop.tracking.training_log import TRACKING_FILE, load_config
-from manual_backprop.training.sweeps.records import runs_of_sweep
+from ..common.durable_files import process_is_alive
+from ..common.errors import InputError
+from ..tracking import LogReader, TrainingLog, find_run, list_runs
+from ..tracking.metrics_file import METRICS
+from ..tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, find_sweep, read_run
+from ..tracking.training_log import TRACKING_FILE, load_config
+from ..training.sweeps.records import runs_of_sweep
+
+if TYPE_CHECKING:
+    from .mlflow_store import Store
 
 BEST_METRIC = "validation/loss"  # for a run that does not record which metric chooses its best checkpoint
 DEAD = "DEAD"  # run.json says RUNNING, but the process is gone
 
 
-class Reader(Protocol):
-    """Reads the log of a run."""
-
-    def read(self) -> TrainingLog: ...
-
-
-class OtherRuns(Protocol):
-    """A source of runs that are not directories of `outputs`."""
-
-    def rows(self) -> list[dict[str, Any]]: ...
-
-    def reader(self, run_id: str) -> Reader: ...
-
-
 class Runs:
-    """All known runs, by id. `extra` are directories given by their paths."""
+    """All known runs, by id: those below `root`, those that `add` was called with, and those in `elsewhere`."""
 
-    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: OtherRuns | None = None):
+    def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
-        self.elsewhere = elsewhere
+        self.elsewhere: Store | None = None  # what MLflow has
         self._paths: dict[str, Path] = {}
         self._scans: dict[Path, Scan] = {}
-        self._readers: dict[str, Reader] = {}
-        self._extra = [path.absolute() for path in extra]
+        self._readers: dict[Path, LogReader] = {}
+        self._extra: list[Path] = []
         self._rows: dict[str, dict[str, Any]] = {}
         self.refresh()
 
@@ -65,6 +54,15 @@ class Runs:
                 name = f"{path.parent.name}-{name}"
             found[name] = path
         self._paths = found
+
+    def add(self, path: Path) -> str:
+        """The id of the run in this directory, which may be anywhere."""
+        path = path.resolve()
+        if path.parent == (self.root / "runs").resolve() and path.name in self:
+            return path.name
+        self._extra.append(path)
+        self.refresh()
+        return next(run_id for run_id, known in self._paths.items() if known == path)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table, newest start first."""
@@ -82,9 +80,6 @@ class Runs:
         self._rows = {row["id"]: row for row in rows}
         return rows
 
-    def __iter__(self) -> Iterator[str]:
-        return iter([*dict.fromkeys((*self._rows, *self._paths))])
-
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._paths or run_id in self._rows
 
@@ -99,13 +94,10 @@ class Runs:
     def log(self, run_id: str) -> TrainingLog:
         """The current log of a run; the same object as long as nothing has changed. Raises InputError."""
         path = self.path(run_id)
-        if run_id not in self._readers:
-            if path is None:
-                assert self.elsewhere is not None
-                self._readers[run_id] = self.elsewhere.reader(run_id)
-            else:
-                self._readers[run_id] = LogReader(path)
-        return self._readers[run_id].read()
+        if path is None:
+            assert self.elsewhere is not None
+            return self.elsewhere.read(run_id)
+        return self._readers.setdefault(path, LogReader(path)).read()
 
 
 def labels_of(logs: Mapping[str, TrainingLog]) -> dict[str, str]:
@@ -156,7 +148,6 @@ class Scan:
 
     def __init__(self, path: Path):
         self.path = path
-        self._seen: tuple[int, int] | None = None
         self._start()
 
     def _start(self) -> None:

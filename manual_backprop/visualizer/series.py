@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.tracking import Series, TrainingLog
+from ..common.errors import InputError
+from ..tracking import Series, TrainingLog
 
 # The x-axes: the name in an address, and the label below the axis.
 AXES = {
@@ -85,10 +85,8 @@ def arrays(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """steps, values, times [ms], as they are in the lists now."""
     columns = series.memo.get("columns")
     if columns is None or columns[0] != series.revision:
-        columns = series.memo["columns"] = (
-            series.revision,
-            *(_Column(kind) for kind in (np.int64, np.float64, np.int64)),
-        )
+        columns = series.revision, _Column(np.int64), _Column(np.float64), _Column(np.int64)
+        series.memo["columns"] = columns
     _, steps, values, times = columns
     count = len(series.steps)  # the three lists have the same length: the reader appends to all of them at once
     return steps.of(series.steps[:count]), values.of(series.values), times.of(series.times_ms)
@@ -116,8 +114,7 @@ def _points_of(log: TrainingLog, metric: str, x: str) -> Points:
         steps, values, times = steps[kept], values[kept], times[kept]
     places = places_of(log, steps, times, x)
     known = np.isfinite(places)
-    if not known.all():
-        steps, values, places = steps[known], values[known], places[known]
+    steps, values, places = steps[known], values[known], places[known]
     if len(places) and (np.diff(places) < 0).any():
         order = np.argsort(places, kind="stable")
         steps, values, places = steps[order], values[order], places[order]
@@ -166,15 +163,18 @@ def planned_steps(log: TrainingLog) -> int:
 
 
 def last_step(log: TrainingLog) -> int:
-    return max(
-        (one.steps[-1] for part in (log.training, log.validation) for one in part.values() if one.steps), default=0
-    )
+    return max((one.steps[-1] for one in main_series(log)), default=0)
+
+
+def main_series(log: TrainingLog) -> list[Series]:
+    """The series of training and validation that have a point."""
+    return [series for part in (log.training, log.validation) for series in part.values() if series.steps]
 
 
 def _seconds(log: TrainingLog, times: np.ndarray) -> np.ndarray:
     """The seconds since the run began, without pauses between an end and a resume."""
     begun = _milliseconds(log.run.get("created_at"))
-    main = [series for part in (log.training, log.validation) for series in part.values() if series.times_ms]
+    main = main_series(log)
     if begun is None:
         begun = min((series.times_ms[0] for series in main), default=0)
     seconds = (times - begun) / 1000.0
@@ -235,17 +235,14 @@ def smoothed(log: TrainingLog, metric: str, points: Points, span: float) -> Poin
 def reduced(points: Points, view: View) -> Points:
     """The points reduced to as many as a screen can show: the smallest and the largest of each bucket, and both ends.
     All points if they are few, or few remain after zooming. Non-finite points are left out (marks show them)."""
-    x, y = points.x, points.y
-    if view.low is not None and view.high is not None and len(x):
+    if view.low is not None and view.high is not None:
         # one more point on either side, so that lines continue to the edge of the picture
-        first = max(0, int(np.searchsorted(x, view.low)) - 1)
-        last = int(np.searchsorted(x, view.high, side="right")) + 1
-        points = Points(x[first:last], y[first:last], points.steps[first:last])
-        x, y = points.x, points.y
-    drawn = np.isfinite(y) & ((x > 0) | (not view.log_x)) & ((y > 0) | (not view.log_y))
-    if not drawn.all():
-        points = Points(*(column[drawn] for column in points))
-        x, y = points.x, points.y
+        first = max(0, int(np.searchsorted(points.x, view.low)) - 1)
+        last = int(np.searchsorted(points.x, view.high, side="right")) + 1
+        points = Points(*(column[first:last] for column in points))
+    drawn = np.isfinite(points.y) & ((points.x > 0) | (not view.log_x)) & ((points.y > 0) | (not view.log_y))
+    points = Points(*(column[drawn] for column in points))
+    x, y = points.x, points.y
     if len(x) <= FEW:
         return points
     scale = np.log10(x) if view.log_x else x

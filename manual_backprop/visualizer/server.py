@@ -21,13 +21,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from manual_backprop.common.errors import InputError, ManualBackpropError
-from manual_backprop.tracking.mlflow_delivery import tracking_uri
-from manual_backprop.visualizer.export import exported, page_file
-from manual_backprop.visualizer.guard import LOOPBACK, Guard
-from manual_backprop.visualizer.runs import Runs, named_runs
-from manual_backprop.visualizer.series import View
-from manual_backprop.visualizer.session import Session, as_json
+from ..common.errors import InputError, ManualBackpropError
+from ..tracking.mlflow_delivery import tracking_uri
+from .export import exported, page_file
+from .guard import LOOPBACK, Guard
+from .runs import Runs, named_runs
+from .series import View
+from .session import Session, as_json
+from .style import STRONG
 
 LARGEST_REQUEST = 100_000  # [bytes]
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -38,29 +39,23 @@ def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Ses
 
     Raises InputError if one of them does not exist.
     """
-    from manual_backprop.visualizer.mlflow_store import open_store
+    from .mlflow_store import open_store
 
     root = Path(root).absolute()
-    local = Runs(root)
-    uri = tracking_uri(root)
-    # An MLflow server is queried only if needed: it may be slow.
-    store = open_store(uri) if uri.startswith("sqlite") or not local.rows() else None
-    runs, folder = Runs(root, elsewhere=store), (root / "runs").resolve()
-    named: list[str | Path] = []  # an id, or a directory elsewhere
+    runs, uri = Runs(root), tracking_uri(root)
+    if uri.startswith("sqlite") or not runs.rows():  # an MLflow server is queried only if needed: it may be slow
+        runs.elsewhere = open_store(uri)
+    chosen: list[str] = []
     for one in which:
         try:
-            for path in named_runs([one], root):
-                inside = path.resolve().parent == folder and path.resolve().name in runs
-                named.append(path.resolve().name if inside else path.resolve())
+            chosen += [runs.add(path) for path in named_runs([one], root)]
         except InputError:
             matching = [row["id"] for row in runs.rows() if row.get("from") and one in (row["id"], row["name"])]
             if len(matching) != 1:
                 raise
-            named += matching
-    runs = Runs(root, dict.fromkeys(one for one in named if isinstance(one, Path)), store)
-    runs.rows()
-    ids = {runs.path(run_id): run_id for run_id in runs}
-    return Session(runs, [ids[one] if isinstance(one, Path) else one for one in named])
+            chosen += matching
+    runs.rows()  # so that the first page appears at once
+    return Session(runs, chosen)
 
 
 def create_app(
@@ -96,16 +91,13 @@ def create_app(
 
     async def export(request: Request) -> Response:
         try:
-            content = await run_in_threadpool(
-                lambda: exported(
-                    session, _ids(request), _view(request), _strong(request), request.query_params.get("state", "")
-                )
-            )
+            state = request.query_params.get("state", "")
+            wanted = _ids(request), _view(request), _strong(request), state
+            content = await run_in_threadpool(exported, session, *wanted)
         except ManualBackpropError as error:
             return PlainTextResponse(str(error), 404)
-        return Response(
-            content, media_type="text/html", headers={"content-disposition": "attachment; filename=runs.html"}
-        )
+        headers = {"content-disposition": "attachment; filename=runs.html"}
+        return Response(content, media_type="text/html", headers=headers)
 
     async def picture(request: Request) -> Response:
         try:
@@ -122,16 +114,14 @@ def create_app(
         kept = {"cache-control": "private, max-age=86400"} if name.startswith("plotly") else {}
         return Response(content, media_type=TYPES[Path(name).suffix], headers=kept)
 
+    def curves(request: Request) -> dict[str, Any]:
+        also, only = request.query_params.getlist("also"), request.query_params.get("only", "")
+        return session.curves(_ids(request), _view(request), _strong(request), also, only)
+
     answers: dict[str, Callable[[Request], Any]] = {
         "runs": lambda _: session.table(),
         "tick": lambda request: session.tick(_ids(request)),
-        "curves": lambda request: session.curves(
-            _ids(request),
-            _view(request),
-            _strong(request),
-            request.query_params.getlist("also"),
-            request.query_params.get("only", ""),
-        ),
+        "curves": curves,
         "compute": lambda request: session.compute(_ids(request), _strong(request)),
         "tables": lambda request: session.tables(_ids(request)),
         "samples": lambda request: session.samples(_ids(request), _number(request, "step", int)),
@@ -155,18 +145,11 @@ def _ids(request: Request) -> list[str]:
 def _view(request: Request) -> View:
     given = request.query_params
     ranges = {name: _number(request, name, float) for name in ("low", "high", "low_y", "high_y")}
-    return View(
-        given.get("x", "step"),
-        given.get("log_x") == "1",
-        given.get("log_y") == "1",
-        _number(request, "smoothing", float) or 0,
-        **ranges,
-    )
+    log_x, log_y = (given.get(name) == "1" for name in ("log_x", "log_y"))
+    return View(given.get("x", "step"), log_x, log_y, _number(request, "smoothing", float) or 0, **ranges)
 
 
 def _strong(request: Request) -> int:
-    from manual_backprop.visualizer.style import STRONG
-
     return max(1, _number(request, "strong", int) or STRONG)
 
 
@@ -249,12 +232,9 @@ def _in_a_loop() -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
+    with suppress(ValueError):  # a name
         return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

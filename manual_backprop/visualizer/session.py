@@ -9,18 +9,19 @@ import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.origin import SEPARATOR
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer import equal_compute, figures, style, tables
-from manual_backprop.visualizer.runs import Runs, labels_of, status_of
-from manual_backprop.visualizer.series import AXES, View, last_step, metrics_of
-from manual_backprop.visualizer.style import STRONG
+from ..common.errors import InputError
+from ..common.origin import SEPARATOR
+from ..tracking import TrainingLog
+from . import equal_compute, figures, style, tables
+from .runs import Runs, labels_of, status_of
+from .series import AXES, View, last_step, metrics_of
+from .style import STRONG
 
 CHARTS = ("learning_rate", "gradient_norm", "tokens_per_second", "peak_share")
 MOST_CHOSEN = 200
@@ -58,13 +59,8 @@ class Session:
                 known = self._versions.get(run_id)
                 version = 1 if known is None else known[1] + (known[0] is not log)
                 self._versions[run_id] = log, version
-                status = status_of(log.run)
-                answer[run_id] = {
-                    "version": version,
-                    "status": status,
-                    "step": last_step(log),
-                    "resumes": [*log.resumes],
-                }
+                about = {"status": status_of(log.run), "step": last_step(log), "resumes": [*log.resumes]}
+                answer[run_id] = {"version": version} | about
             return {"runs": answer}
 
     def curves(
@@ -73,23 +69,17 @@ class Session:
         """All pictures of curves, or only the one named `only`; `also` are additional metrics by name."""
         with self._lock:
             logs = self._labelled(run_ids)
-            drawn: dict[str, Callable[[], dict[str, Any]]] = {
-                "loss": lambda: figures.loss_curves(logs, view, strong),
-                "validation": lambda: figures.validation_curves(logs, view, strong),
-            }
+            drawn: dict[str, Callable[..., dict[str, Any]]] = {"loss": figures.loss_curves}
+            if any("validation/loss" in log.validation for log in logs.values()):
+                drawn["validation"] = figures.validation_curves
             there = dict.fromkeys(name for log in logs.values() for name in metrics_of(log))
             wanted = [name for name in CHARTS if name in there] + figures.task_metrics(logs)
             for metric in dict.fromkeys([*wanted, *(name for name in also if name in there)]):
-                drawn[metric] = lambda metric=metric: figures.metric_curves(logs, metric, view, strong)  # type: ignore[misc]
-            if not any("validation/loss" in log.validation for log in logs.values()):
-                del drawn["validation"]
+                drawn[metric] = partial(figures.metric_curves, metric=metric)
             more = [name for name in there if name not in {*wanted, *figures.UNDRAWN, "train/loss"}]
             shown = [key for key in drawn if logs and only in ("", key)]
-            return {
-                "charts": [{"key": key, "figure": drawn[key]()} for key in shown],
-                "more": more,
-                "runs": self._named(logs),
-            }
+            charts = [{"key": key, "figure": drawn[key](logs, view=view, strong=strong)} for key in shown]
+            return {"charts": charts, "more": more, "runs": self._named(logs)}
 
     def compute(self, run_ids: Sequence[str], strong: int = STRONG) -> dict[str, Any]:
         with self._lock:
@@ -107,14 +97,12 @@ class Session:
     def tables(self, run_ids: Sequence[str]) -> dict[str, Any]:
         with self._lock:
             logs = self._labelled(run_ids)
-            rows = {name: tables.summary(log) for name, log in logs.items()}
+            rows = [tables.summary(log) for log in logs.values()]
+            keys = rows[0] if rows else ()
             return {
                 "names": [*logs],
                 "best": tables.best_run(logs),
-                "summary": [
-                    {"key": key, "values": [_number_or_word(row[key]) for row in rows.values()]}
-                    for key in next(iter(rows.values()), {})
-                ],
+                "summary": [{"key": key, "values": [_number_or_word(row[key]) for row in rows]} for key in keys],
                 "configs": tables.configs(logs),
                 "runs": self._named(logs),
             }
@@ -130,9 +118,8 @@ class Session:
             for name, found in files.items():
                 before = max((one for one in found if at is None or one <= at), default=None)
                 texts = [] if before is None else _read(found[before]).rstrip("\n").split(SEPARATOR)
-                answer.append(
-                    {"name": name, "step": before, "texts": [text[:LONGEST_SAMPLE] for text in texts[:MOST_SAMPLES]]}
-                )
+                shown = [text[:LONGEST_SAMPLE] for text in texts[:MOST_SAMPLES]]
+                answer.append({"name": name, "step": before, "texts": shown})
             return {"steps": steps, "step": at, "samples": answer, "runs": self._named(logs)}
 
     def pictures(self, run_ids: Sequence[str]) -> dict[str, Any]:
@@ -155,8 +142,8 @@ class Session:
 
     def model(self, run_id: str, text: str) -> dict[str, Any]:
         """The view of the run's best checkpoint on a text. Raises InputError if the run has none."""
-        from manual_backprop.trained_models.saved_model import find
-        from manual_backprop.visualizer.model_view import COLUMNS, attention_map, look
+        from ..trained_models.saved_model import find
+        from .model_view import COLUMNS, attention_map, look
 
         with self._lock:
             path = self.runs.path(run_id)
@@ -164,20 +151,11 @@ class Session:
         if path is None:
             raise InputError("this run is only in MLflow: its checkpoints are not available here")
         seen = look(find(str(path), self.runs.root), text)
-        return {
-            "id": run_id,
-            "name": label,
-            "text": text,
-            "model": seen.model,
-            "note": seen.note,
-            "tokens": seen.tokens,
-            "title": seen.title,
-            "next": seen.next,
-            "maps": [
-                {"name": name, "columns": min(COLUMNS, len(one.heads)), "figure": attention_map(one)}
-                for name, one in seen.maps.items()
-            ],
-        }
+        maps = [
+            {"name": name, "columns": min(COLUMNS, len(one.heads)), "figure": attention_map(one)}
+            for name, one in seen.maps.items()
+        ]
+        return vars(seen) | {"id": run_id, "name": label, "text": text, "maps": maps}
 
     # Runs by id
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer.series import AXES, View, points_of, series_of
+from ..tracking import TrainingLog
+from .series import AXES, View, points_of, series_of
 
 Logs = Mapping[str, TrainingLog]
 
@@ -20,6 +20,12 @@ COLOURS = ("#2f7fc1", "#e08a00", "#009e73", "#cc5f9f", "#56b4e9", "#d55e00", "#8
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
 FAINT = 0.35  # opacity of a run that is not drawn in full
 MARKS = "y9"  # an axis of its own for marks at the foot, from 0 to 1
+# On a dark or a light page.
+PLAIN: dict[str, Any] = {
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#7d838c"},
+}
 TITLES = {
     "train/loss": "Loss",
     "learning_rate": "Learning rate",
@@ -50,7 +56,7 @@ def words(metric: str) -> str:
 
 
 def layout(title: str, unit: str, view: View, logs: Logs, metrics: Sequence[str]) -> dict[str, Any]:
-    """A plain layout without a background, for a dark or a light page."""
+    """A layout without a background, for a dark or a light page."""
     grid = {"gridcolor": "rgba(128,128,128,0.18)", "zeroline": False, "linecolor": "rgba(128,128,128,0.5)"}
     x_axis = grid | {"title": {"text": AXES[view.x]}, "type": "log" if view.log_x else "linear", "showline": True}
     y_axis = grid | {"title": {"text": unit}, "type": "log" if view.log_y else "linear"}
@@ -62,15 +68,12 @@ def layout(title: str, unit: str, view: View, logs: Logs, metrics: Sequence[str]
     if view.low is not None and view.high is not None:
         edges = [view.low, view.high]
         x_axis["range"] = [math.log10(max(edge, 1e-300)) for edge in edges] if view.log_x else edges
-    described: dict[str, Any] = {
+    described: dict[str, Any] = PLAIN | {
         "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 14}, "y": 0.97, "yanchor": "top"},
         "xaxis": x_axis,
         "yaxis": y_axis,
         "yaxis9": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
         "margin": {"l": 60, "r": 20, "t": 40, "b": 48},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#7d838c"},
         "hovermode": "closest",
         "hoverlabel": {"align": "left", "namelength": -1},
         "legend": {"orientation": "h", "y": -0.22, "x": 0},

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.common.durable_files import write_atomically
-from manual_backprop.common.errors import InputError
-from manual_backprop.common.json_files import read_object
-from manual_backprop.common.origin import SOURCES
-from manual_backprop.config.validation import with_defaults
-from manual_backprop.tracking import TrainingLog, flatten
-from manual_backprop.visualizer.equal_compute import compute_metric
-from manual_backprop.visualizer.runs import BEST_METRIC, status_of
-from manual_backprop.visualizer.series import last_step, places_of, points_of
-from manual_backprop.visualizer.style import Logs
+from ..common.durable_files import write_atomically
+from ..common.errors import InputError
+from ..common.json_files import read_object
+from ..common.origin import SOURCES
+from ..config.validation import with_defaults
+from ..tracking import TrainingLog, flatten
+from .equal_compute import compute_metric
+from .runs import BEST_METRIC, status_of
+from .series import last_step, main_series, places_of, points_of
+from .style import Logs
 
 ABSENT = "-"
 
@@ -60,7 +60,7 @@ def best_run(logs: Logs) -> str | None:
 def summary(log: TrainingLog) -> dict[str, Any]:
     """The summary of a run: numbers unformatted, seconds as a float, None for unknown values."""
     metric = best_metric(log)
-    best, values = best_value(log, metric), points_of(log, metric).y
+    best = best_value(log, metric)
     speeds = [speed for speed in points_of(log, "tokens_per_second").y.tolist() if math.isfinite(speed)]
     environment = log.run.get("made_with") or {}
     settings = flatten(with_defaults(log.config)) if "training" in log.config else flatten(log.config)
@@ -76,7 +76,7 @@ def summary(log: TrainingLog) -> dict[str, Any]:
         "metric": metric,
         "best": best[0] if best else None,
         "best at step": best[1] if best else None,
-        "last": float(values[-1]) if len(values) else None,
+        "last": _last(log, metric),
         "seconds": _duration(log),
         "tokens a second": statistics.median(speeds) if speeds else None,
         "machine": _machine(log, environment),
@@ -95,10 +95,9 @@ def _duration(log: TrainingLog) -> float | None:
     """The time that a run has trained [s], without the pauses before it was resumed."""
     import numpy as np
 
-    main = [series for part in (log.training, log.validation) for series in part.values() if series.times_ms]
-    if not main:
+    latest = max(main_series(log), key=lambda series: series.times_ms[-1], default=None)
+    if latest is None:
         return None
-    latest = max(main, key=lambda series: series.times_ms[-1])
     return float(places_of(log, np.array(latest.steps[-1:]), np.array(latest.times_ms[-1:]), "seconds")[0])
 
 

@@ -69,7 +69,6 @@ def test_everything_of_a_run_arrives(root: Path, caplog: pytest.LogCaptureFixtur
         tracker.log(step, {"train/loss": 1 / step, "tokens_seen": step * 1000, "gradient_norm": 2.0, "flops": 1e12})
     tracker.log(300, {"validation/loss": math.nan, "validation/perplexity": math.inf})
     CheckpointManager(run.checkpoints).save(300, {}, {"metrics_length": tracker.sync()}, 1.0)
-    tracker.log_checkpoints()
     tracker.finish("FINISHED")
     run.release()
 
@@ -577,7 +576,6 @@ def test_trackers_without_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     tracker = open_tracker("none", run, tmp_path, "lab", "none")
     tracker.log(1, {"x": 1})
     assert tracker.sync() == (run.path / "metrics.jsonl").stat().st_size
-    tracker.log_checkpoints()
     tracker.finish("KILLED")
     assert run.read()["status"] == "KILLED"
     run.release()

@@ -53,8 +53,9 @@ def killed_run(root: Path) -> Path:
     return path
 
 
-def test_a_new_run_says_who_owns_it(tmp_path: Path) -> None:
-    run = create_run_directory(tmp_path / "outputs", "small/python docs", command=["run.py", "model=a b"])
+def test_a_new_run_says_who_owns_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "model=a b"])
+    run = create_run_directory(tmp_path / "outputs", "small/python docs")
     content = read_run(run.path)
     assert run.path.parent == tmp_path / "outputs" / "runs"
     assert run.path.name.split("-", 2)[2].rsplit("-", 1)[0] == "small-python-docs"
@@ -97,7 +98,7 @@ def test_twenty_simultaneous_starts_get_twenty_directories(tmp_path: Path) -> No
     assert {str(path) for path in list_runs(tmp_path)} == paths
 
 
-def test_a_second_process_learns_the_pid_of_the_first(tmp_path: Path) -> None:
+def test_a_second_process_learns_the_pid_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = start(OWNER, tmp_path)
     path = Path(owner.stdout.readline().strip())
     with pytest.raises(RunInUseError, match=rf"in use by process {owner.pid} on "):
@@ -107,7 +108,8 @@ def test_a_second_process_learns_the_pid_of_the_first(tmp_path: Path) -> None:
     assert close_dead_runs(tmp_path) == [], "its owner lives"
     assert read_run(path)["status"] == "RUNNING"
     owner.communicate()
-    run = open_run_directory(path, step=7, command=["again"])
+    monkeypatch.setattr(sys, "argv", ["again"])
+    run = open_run_directory(path, step=7)
     content = run.read()
     assert content["owner"]["pid"] == os.getpid()
     assert content["resumes"][0] | {"at": ""} == {

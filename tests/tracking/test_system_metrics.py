@@ -6,14 +6,20 @@ import os
 import time
 
 import psutil
+import pytest
 
-from manual_backprop.tracking import SystemMetrics
+from manual_backprop.tracking import SystemMetrics, system_metrics
 
 USED = "system/process_memory_usage_megabytes"
 
 
+@pytest.fixture(autouse=True)
+def interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_metrics, "INTERVAL", 0.2)
+
+
 def test_names_and_values() -> None:
-    system = SystemMetrics(interval=0)
+    system = SystemMetrics()
     until = time.perf_counter() + 0.2
     while time.perf_counter() < until:  # something to be seen
         pass
@@ -32,7 +38,7 @@ def test_names_and_values() -> None:
 
 
 def test_at_most_one_sample_an_interval() -> None:
-    system = SystemMetrics(interval=0.2)
+    system = SystemMetrics()
     assert USED in system.sample()
     assert system.sample() == {}
     time.sleep(0.25)
@@ -40,4 +46,4 @@ def test_at_most_one_sample_an_interval() -> None:
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_costs_nothing() -> None:
-    assert USED in SystemMetrics(interval=0, gpu=True).sample()
+    assert USED in SystemMetrics(gpu=True).sample()

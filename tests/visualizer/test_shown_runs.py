@@ -312,7 +312,7 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
     server = ServerStore(sqlite_uri(tmp_path / "mlflow.db"))  # what a server is asked, of the same store
     (asked,) = server.rows()
     assert asked | {"steps": 3} == row
-    other = server.reader(run).read()
+    other = server.read(run)
     assert (str(other.training), other.validation, other.config, other.tags) == (
         *(str(log.training), log.validation, log.config),
         log.tags,

@@ -8,39 +8,9 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence matplotlib's warnings about lines of a matplotlibrc and about a cache folder that it cannot write."""
-    log = logging.getLogger("matplotlib")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-@contextmanager
-def _without_settings() -> Iterator[None]:
-    """Hide MPLBACKEND and the user's matplotlibrc: matplotlib finds its own one first."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("matplotlib is not installed")
-    own = str(Path(spec.origin).parent / "mpl-data" / "matplotlibrc")
-    exists = os.path.exists
-    with (
-        mock.patch.dict(os.environ, {"MATPLOTLIBRC": own}),
-        mock.patch.object(os.path, "exists", lambda path: path != "matplotlibrc" and exists(path)),
-    ):
-        os.environ.pop("MPLBACKEND", None)
-        yield
 
 
 def _imported() -> ModuleType:
@@ -50,11 +20,24 @@ def _imported() -> ModuleType:
     return matplotlib
 
 
-with _quietly():
-    try:
+_log = logging.getLogger("matplotlib")
+_level = _log.level
+_log.setLevel(logging.ERROR)  # no warnings about lines of a matplotlibrc, or a cache folder that it cannot write
+try:
+    matplotlib = _imported()
+except Exception:  # invalid settings raise errors of several types
+    for _name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        del sys.modules[_name]
+    _spec = importlib.util.find_spec("matplotlib")
+    if _spec is None or _spec.origin is None:
+        raise ModuleNotFoundError("matplotlib is not installed") from None
+    _own = str(Path(_spec.origin).parent / "mpl-data" / "matplotlibrc")
+    _exists = os.path.exists
+    with (  # matplotlib finds its own matplotlibrc before the user's, and no MPLBACKEND
+        mock.patch.dict(os.environ, {"MATPLOTLIBRC": _own}),
+        mock.patch.object(os.path, "exists", lambda path: path != "matplotlibrc" and _exists(path)),
+    ):
+        os.environ.pop("MPLBACKEND", None)
         matplotlib = _imported()
-    except Exception:  # invalid settings raise errors of several types
-        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-            del sys.modules[name]
-        with _without_settings():
-            matplotlib = _imported()
+finally:
+    _log.setLevel(_level)

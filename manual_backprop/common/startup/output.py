@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from manual_backprop.common.errors import StorageError
+from ..errors import StorageError
 
 READER_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO)  # a pipe; a terminal
 

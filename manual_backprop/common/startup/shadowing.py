@@ -48,7 +48,13 @@ def _shadows(folder: str) -> list[str]:
         if not file.startswith(os.path.join(folder, module)):  # the right one is loaded already
             modules = {name: other for name, other in modules.items() if other != module}
     hidden = [name for name, module in modules.items() if _is_in_standard_library(module)]
-    return hidden or [name for name, module in modules.items() if _is_needed_library(module, elsewhere)]
+    return hidden or [
+        name
+        for name, module in modules.items()
+        if module not in sys.stdlib_module_names
+        and PathFinder.find_spec(module, elsewhere) is not None
+        and _belongs_to_a_dependency(module)
+    ]
 
 
 def _modules(folder: str) -> dict[str, str]:
@@ -74,13 +80,6 @@ def _is_in_standard_library(module: str) -> bool:
         and BuiltinImporter.find_spec(module) is None
         and FrozenImporter.find_spec(module) is None
     )
-
-
-def _is_needed_library(module: str, path: list[str]) -> bool:
-    """Whether `module` is a library that this package needs and that is found in `path`, the other folders."""
-    if module in sys.stdlib_module_names or PathFinder.find_spec(module, path) is None:
-        return False
-    return _belongs_to_a_dependency(module)
 
 
 def _belongs_to_a_dependency(module: str) -> bool:
