@@ -77,7 +77,7 @@ def known_elsewhere(name: str, value: str | None) -> str | None:
     for first in range(len(parts)):  # a.b.c, then b.c, then c
         last = ".".join(parts[first:])
         for setting in (f"{last}={text}", last):
-            if setting in INSTEAD:
+            if setting in INSTEAD and (first == 0 or not INSTEAD[setting].startswith("python -m")):
                 return f"; did you mean {INSTEAD[setting]}?"
             if setting in NOT_NEEDED:
                 return f"; {NOT_NEEDED[setting]}"
