@@ -113,11 +113,12 @@ _PLACES_ELSEWHERE = {
 }
 
 
-def _by_their_name(names: Mapping[str, str]) -> dict[str, str]:
+def by_their_name(names: Mapping[str, str]) -> dict[str, str]:
+    """From names here, each with names elsewhere, to names elsewhere with the one here."""
     return {theirs: ours for ours, listed in names.items() for theirs in listed.split()}
 
 
-SYNONYMS, GROUP_SYNONYMS = _by_their_name(_NAMES_ELSEWHERE), _by_their_name(_PLACES_ELSEWHERE)
+SYNONYMS, GROUP_SYNONYMS = by_their_name(_NAMES_ELSEWHERE), by_their_name(_PLACES_ELSEWHERE)
 
 LARGEST = 1e30  # no setting needs more, and numbers above 3.4e38 overflow in fp32
 

@@ -63,8 +63,7 @@ class LanguageModelTask(Task):
         tokens = most_tokens(config) if order is None else order.tokens_per_step
         step = f"{tokens:,} tokens: {rows_of_a_step(config)} sequences of {config.model.max_seq_len}"
         if config.batching.name == "padded":
-            length = config.model.max_seq_len
-            longest = min(config.dataset.max_length or length, length)
+            longest = _longest_document(config)
             step = f"{tokens:,} tokens: {rows_of_a_step(config)} documents, none longer than {longest}"
             step = f"{'at most' if order is None else 'about'} {step}"
         return Preview(
@@ -275,6 +274,10 @@ class LanguageModelTask(Task):
         return super().different_examples(state, checkpoint) + vocabulary
 
 
+def _longest_document(config: RunConfig) -> int:
+    return min(config.dataset.max_length or config.model.max_seq_len, config.model.max_seq_len)
+
+
 def _estimated_order(config: RunConfig, text: TextSize) -> EstimatedOrder | None:
     """The estimated length of an epoch: if packed, all windows of T tokens but one; if padded, one row for every
     document. None if the amount of text, or for padded batches the number of documents, is unknown yet."""
@@ -285,8 +288,7 @@ def _estimated_order(config: RunConfig, text: TextSize) -> EstimatedOrder | None
     if config.batching.name == "padded":
         if text.train_documents is None:
             return None
-        longest = min(config.dataset.max_length or length, length)
-        tokens = min(text.train_tokens, text.train_documents * longest)
+        tokens = min(text.train_tokens, text.train_documents * _longest_document(config))
         steps = math.ceil(text.train_documents / rows)
         return EstimatedOrder(steps, max(1, round(tokens / steps)))
     return EstimatedOrder(max(text.train_tokens // length - 1, 1) / rows, rows * length)

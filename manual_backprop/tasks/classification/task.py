@@ -96,14 +96,9 @@ class ClassificationTask(Task):
     def _unknown(config: RunConfig) -> Preview:
         """The preview of texts that are still on the hub: their number is unknown, and that of labels at least two."""
         vocab_size = config.tokenizer.vocab_size or VOCABULARIES.get(config.tokenizer.name, UNKNOWN_VOCABULARY)
-        return Preview(
-            config=config,
-            network_config=config.network_config(vocab_size, n_outputs=2),
-            prepared=False,
-            examples=("texts", "unknown until they are downloaded"),
-            order=None,
-            step=f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts",
-        )
+        network = config.network_config(vocab_size, n_outputs=2)
+        step = f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts"
+        return Preview(config, network, ("texts", "unknown until they are downloaded"), None, step, prepared=False)
 
     # The parts of a run
 
