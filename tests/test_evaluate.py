@@ -109,6 +109,10 @@ def test_a_test_split_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "held-out.txt").write_text("short")
     assert "The test or validation split has 6 tokens, but one window needs 9" in refused(capsys, *given)
     assert "--split test: dataset.path=absent: there is no such file" in refused(capsys, *given[:-1], "absent")
+    (tmp_path / "held-out.txt").write_bytes(b"the owl \xff")
+    said_of_a_bad_one = refused(capsys, *given)
+    assert "correct this one, or remove it, and give the result as --test PLACE" in said_of_a_bad_one
+    assert "on_bad_row" not in said_of_a_bad_one
 
 
 def test_the_run_says_where_its_test_split_is(
@@ -250,7 +254,7 @@ def test_samples_and_their_words(copy: Path, capsys: pytest.CaptureFixture[str])
     shown = said(capsys, "last", "--generate")
     found = re.search(r"--- sample 1 of 1: (.*)\n(The .*)\n", shown)
     assert found is not None
-    assert found[1] == str(count_words(found[2]))
+    assert found[1] == count_words(found[2])
 
 
 def test_how_a_token_is_shown(copy: Path) -> None:

@@ -53,6 +53,14 @@ class ConfigError(InputError):
         super().__init__("\n".join(violations))
 
 
+class BadRowError(InputError):
+    """A row of the data cannot be used. `row` says which and why, `way_out` what can be done about it in a run."""
+
+    def __init__(self, row: object, way_out: str):
+        self.row = str(row)
+        super().__init__(f"{row}. {way_out}")
+
+
 class CheckpointError(InputError):
     """A checkpoint is damaged, missing, or not one of this project's."""
 

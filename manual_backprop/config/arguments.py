@@ -7,11 +7,14 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import NoReturn, TypeVar
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.plugins import HELP, load_plugins
-from manual_backprop.config.rules import nearest
+from manual_backprop.config.rules import did_you_mean, nearest
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +37,7 @@ class Parser(argparse.ArgumentParser):
             name = argument.partition("=")[0]
             if name.startswith("--") and len(name) > 2 and name[2:] not in known:
                 meant = nearest(name[2:].replace("_", "-"), known)
-                self.error(f"{name}: there is no such option" + (f"; did you mean --{meant}?" if meant else ""))
+                self.error(f"{name}: there is no such option{did_you_mean(meant and f'--{meant}')}")
         options, rest = self.parse_known_args(given)
         if rest:
             self.error(f"{rest[0]}: unexpected argument; a text of several words needs quotes around it")
@@ -56,36 +59,26 @@ def sub_command(
             return None
         raise InputError(f"No command was given: give one of {', '.join(names)}.")
     if given[0] not in names:
-        meant = nearest(given[0], names)
-        way_out = f"; did you mean {meant}?" if meant else "."
-        raise InputError(f"{given[0]}: there is no such command{way_out}\nSee {command} --help")
+        hint = did_you_mean(nearest(given[0], names), otherwise=".")
+        raise InputError(f"{given[0]}: there is no such command{hint}\nSee {command} --help")
     return given[0], given[1:]
 
 
 def whole(minimum: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if not minimum <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, was {text!r}")
-        return value
-
-    return read
+    return _reader(int, lambda value: minimum <= value < 2**63, f"a whole number of at least {minimum}")
 
 
 def number(rule: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
     """A finite number for which `holds` is true; `rule` is that condition in words."""
+    return _reader(float, lambda value: math.isfinite(value) and holds(value), f"a number, {rule}")
 
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not holds(value):
-            raise argparse.ArgumentTypeError(f"must be a number, {rule}, was {text!r}")
-        return value
+
+def _reader(kind: Callable[[str], T], holds: Callable[[T], bool], rule: str) -> Callable[[str], T]:
+    def read(text: str) -> T:
+        with suppress(ValueError):
+            if holds(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {rule}, was {text!r}")
 
     return read
 
@@ -94,8 +87,8 @@ temperature = number("at least 0", lambda value: value >= 0)
 share = number("more than 0 and at most 1", lambda value: 0 < value <= 1)
 
 
-def add_run(parser: Parser, **more: Any) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run or a checkpoint, see above", **more)
+def add_run(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run or a checkpoint, see above")
 
 
 def add_device(parser: Parser) -> None:

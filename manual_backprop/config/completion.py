@@ -8,10 +8,9 @@ import os
 from pathlib import Path
 
 from manual_backprop.config.rules import Flag, Word
-from manual_backprop.config.schema import shipped_folder
+from manual_backprop.config.schema import EXPERIMENTS, shipped_folder
 from manual_backprop.config.validation import groups, keys
 
-EXPERIMENTS = "experiments"
 OPTIONS = ("--cfg", "--config-dir", "--help", "--info", "--multirun", "--version")
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
 

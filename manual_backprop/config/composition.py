@@ -27,10 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.rules import Word, shown
-from manual_backprop.config.schema import model_sizes, shipped_folder
+from manual_backprop.config.schema import EXPERIMENTS, model_sizes, shipped_folder
 from manual_backprop.config.validation import groups, is_text, keys
 
-EXPERIMENTS = "experiments"
 # Launchers and sweepers that an extra of this package installs -> the name of the extra.
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
 _RESOLVER = re.compile(r"(?<!\\)\$\{[^${}]*:")  # ${oc.env:HOME}, ${now:%Y}

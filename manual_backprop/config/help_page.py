@@ -4,37 +4,16 @@ from pathlib import Path
 from textwrap import wrap
 
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import shipped_folder
+from manual_backprop.config.schema import EXPERIMENTS, shipped_folder
 from manual_backprop.config.validation import groups, keys
 
-MOST_USED = (
-    "model.d_model",
-    "model.n_blocks",
-    "model.n_heads",
-    "model.max_seq_len",
-    "model.dropout",
-    "tokenizer.vocab_size",
-    "dataset.path",
-    "optimizer.learning_rate",
-    "optimizer.weight_decay",
-    "schedule.warmup_ratio",
-    "training.batch_size",
-    "training.gradient_accumulation_steps",
-    "training.max_steps",
-    "training.num_epochs",
-    "training.max_grad_norm",
-    "training.eval_every",
-    "training.save_every",
-    "training.sample_prompts",
-    "device.threads",
-    "experiment_name",
-    "run_name",
-    "seed",
-    "resume",
-    "init_from",
-    "tags",
-    "plan",
-)
+MOST_USED = """
+    model.d_model model.n_blocks model.n_heads model.max_seq_len model.dropout
+    tokenizer.vocab_size dataset.path optimizer.learning_rate optimizer.weight_decay schedule.warmup_ratio
+    training.batch_size training.gradient_accumulation_steps training.max_steps training.num_epochs
+    training.max_grad_norm training.eval_every training.save_every training.sample_prompts
+    device.threads experiment_name run_name seed resume init_from tags plan
+"""
 
 WIDTH = 118  # columns
 BASIC = {  # Hydra's own options `basic`, which have no file in conf/
@@ -81,7 +60,7 @@ def _wrapped(head: str, about: str) -> list[str]:
 
 def help_page(command: str) -> str:
     """The text of the help page; `command` is what the user types before the overrides."""
-    from manual_backprop.config.composition import EXPERIMENTS, composer
+    from manual_backprop.config.composition import composer
 
     with composer() as hydra:
         from omegaconf import ListConfig, OmegaConf
@@ -99,7 +78,7 @@ def help_page(command: str) -> str:
             options = ["basic", *sorted(path.stem for path in folder.glob("*.yaml"))]
             lines += _choices(group, options, "basic", folder)
         lines += ["", "Most used keys, as in training.max_steps=500, with their default values", ""]
-        for key in MOST_USED:
+        for key in MOST_USED.split():
             value = OmegaConf.select(composed, key)
             text = shown(list(value) if isinstance(value, ListConfig) else value)
             lines += _wrapped(f"  {key:<37} {text:<20} ", keys()[key].metadata["about"])

@@ -5,7 +5,7 @@ Imports the standard library only. The configuration of a whole run, which impli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from manual_backprop.common.errors import CheckpointError, ConfigError
 from manual_backprop.common.processes import Place
-from manual_backprop.config.rules import Number, nearest
+from manual_backprop.config.rules import Number, did_you_mean, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -111,15 +111,11 @@ def accepts_mapping(cls: type[Config]) -> type[Config]:
                 [f"{', '.join(fields) or 'values'}: given together with a mapping; put them into the mapping"]
             )
         names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-        unknown = [str(key) for key in values[0] if key not in names]
-        meant = {key: nearest(key, names) for key in unknown}
-        if unknown:
+        known = f"; it has {', '.join(names)}"
+        if unknown := [str(key) for key in values[0] if key not in names]:
+            hints = (did_you_mean(nearest(key, names), otherwise=known) for key in unknown)
             raise ConfigError(
-                [
-                    f"{key}: a network has no such key; "
-                    + (f"did you mean {meant[key]}?" if meant[key] else f"it has {', '.join(names)}")
-                    for key in unknown
-                ]
+                [f"{key}: a network has no such key{hint}" for key, hint in zip(unknown, hints, strict=True)]
             )
         of_fields(self, **values[0])
 
@@ -267,50 +263,45 @@ class CustomTransformerConfig:
 
     def violations(self) -> list[str]:
         """One sentence for each invalid value."""
-        found = []
-        for name in ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                found.append(f"{name}={value!r}: must be a whole number of at least 1")
-        if not found and self.d_model % self.n_heads:
-            near = [
-                d
-                for d in (self.d_model // self.n_heads * self.n_heads, -(-self.d_model // self.n_heads) * self.n_heads)
-                if d
-            ]
-            found.append(
-                f"d_model={self.d_model}: must be divisible by n_heads={self.n_heads}, since every head gets an equal "
-                f"share; use d_model={' or '.join(map(str, near))}, or another n_heads"
-            )
-        if not found and self.architecture in ARCHITECTURES:
-            found += architecture_violations(
+        return [*self._invalid()] or [*self._misfits()]
+
+    def _invalid(self) -> Iterator[str]:
+        """One sentence for each value that is not valid by itself, or with other sizes."""
+        sizes = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
+        wrong = [name for name in sizes if not _is_size(getattr(self, name))]
+        for name in wrong:
+            yield f"{name}={getattr(self, name)!r}: must be a whole number of at least 1"
+        if not wrong and self.d_model % self.n_heads:
+            yield heads_violation(self.d_model, self.n_heads)
+        elif not wrong and self.architecture in ARCHITECTURES:
+            yield from architecture_violations(
                 self.architecture, self.activation, self.d_model, self.n_heads, self.n_kv_heads
             )
         for name, rule in (("norm_epsilon", NORM_EPSILON_RULE), ("rotary_base", ROTARY_BASE_RULE)):
             try:
                 rule.read(getattr(self, name))
             except ValueError as error:
-                found.append(f"{name}={getattr(self, name)!r}: {error}")
+                yield f"{name}={getattr(self, name)!r}: {error}"
         if self.rotary_base is not None and self.architecture in ARCHITECTURES and self.traits.positions != "rotary":
-            found.append(
+            yield (
                 f"rotary_base={self.rotary_base}: architecture={self.architecture} has {self.traits.positions} "
                 "positions; leave it out, or use architecture=llama"
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            found.append(f"seed={self.seed!r}: must be a whole number")
+            yield f"seed={self.seed!r}: must be a whole number"
         kind, _, index = str(self.device).partition(":")
         if self.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
             mps = "; Apple's GPUs are not supported, use cpu" if kind == "mps" else ""
-            found.append(f"device={self.device!r}: must be auto, cpu, cuda, or cuda:1 for the second GPU{mps}")
+            yield f"device={self.device!r}: must be auto, cpu, cuda, or cuda:1 for the second GPU{mps}"
         if self.precision == "tf32" and self.device == "cpu":
-            found.append("precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32")
+            yield "precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32"
         for name in ("dropout", "label_smoothing"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
-                found.append(f"{name}={value!r}: must be a probability, at least 0 and less than 1")
+                yield f"{name}={value!r}: must be a probability, at least 0 and less than 1"
         padding, sized = self.padding_token_id, isinstance(self.vocab_size, int)
         if padding is not None and (type(padding) is not int or (sized and not 0 <= padding < self.vocab_size)):
-            found.append(f"padding_token_id={padding!r}: must be a token id, 0 to {self.vocab_size - 1}, or None")
+            yield f"padding_token_id={padding!r}: must be a token id, 0 to {self.vocab_size - 1}, or None"
         for name, choices in (
             ("architecture", tuple(ARCHITECTURES)),
             ("activation", (None, *ACTIVATIONS)),
@@ -324,12 +315,10 @@ class CustomTransformerConfig:
             ("head_loss", HEAD_LOSSES),
         ):
             if getattr(self, name) not in choices:
-                found.append(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
-        return found or self._violations_of_kind()
+                yield f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}"
 
-    def _violations_of_kind(self) -> list[str]:
+    def _misfits(self) -> Iterator[str]:
         """One sentence for each value that does not fit the kind of network, if each value by itself is valid."""
-        found = []
         for name, kinds in (
             ("n_encoder_blocks", ("encoder", "encoder_decoder")),
             ("source_vocab_size", ("encoder_decoder",)),
@@ -338,52 +327,64 @@ class CustomTransformerConfig:
             ("n_outputs", ("encoder",)),
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                found.append(f"{name}={value!r}: must be a whole number of at least 1, or null")
+            if value is not None and not _is_size(value):
+                yield f"{name}={value!r}: must be a whole number of at least 1, or null"
             elif value is not None and self.network not in kinds:
-                found.append(f"{name}={value}: belongs to network={' or '.join(kinds)}, and this is {self.network}")
+                yield f"{name}={value}: belongs to network={' or '.join(kinds)}, and this is {self.network}"
         if self.network == "encoder" and self.n_outputs is None:
-            found.append("n_outputs=null: an encoder needs the number of classes, or of numbers, that it predicts")
-        found += positions_violations(self.architecture, self.positions)
-        return found
+            yield "n_outputs=null: an encoder needs the number of classes, or of numbers, that it predicts"
+        yield from positions_violations(self.architecture, self.positions)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def multiples(number: int, divisor: int) -> str:
+    """The multiples of `divisor` next to a number, as in 60 or 64."""
+    near = number // divisor * divisor, -(-number // divisor) * divisor
+    return " or ".join(str(multiple) for multiple in near if multiple)
+
+
+def heads_violation(d_model: int, n_heads: int, group: str = "") -> str:
+    """The sentence about a `d_model` that `n_heads` does not divide; `group` is put before the names of keys."""
+    return (
+        f"{group}d_model={d_model}: must be divisible by {group}n_heads={n_heads}, since every head gets an equal "
+        f"share; use {group}d_model={multiples(d_model, n_heads)}, or another {group}n_heads"
+    )
 
 
 def architecture_violations(
     name: str, activation: str | None, d_model: int, n_heads: int, n_kv_heads: int | None
-) -> list[str]:
+) -> Iterator[str]:
     """One sentence for each value that does not fit the architecture, if each value by itself is valid."""
-    traits, found = ARCHITECTURES[name], []
+    traits = ARCHITECTURES[name]
     if activation not in (None, traits.activation) and "swiglu" in (activation, traits.activation):
         others = ", ".join(word for word in ACTIVATIONS if word != "swiglu")
-        known = "swiglu" if traits.activation == "swiglu" else others
-        found.append(f"activation={activation}: architecture={name} supports {known}")
+        yield f"activation={activation}: architecture={name} supports {'swiglu' if traits.gated else others}"
     if traits.positions != "rotary" and n_kv_heads not in (None, n_heads):
-        found.append(
+        yield (
             f"n_kv_heads={n_kv_heads}: architecture={name} has as many as n_heads={n_heads}; leave it null, or use "
             "architecture=llama"
         )
     elif n_kv_heads is not None and (not isinstance(n_kv_heads, int) or n_kv_heads < 1 or n_heads % n_kv_heads):
         divisors = [str(d) for d in range(1, n_heads + 1) if n_heads % d == 0]
-        found.append(
+        yield (
             f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}, since each serves equally many query heads; use "
             f"{' or '.join(divisors[-4:])}, or null for n_heads"
         )
     if traits.positions == "rotary" and d_model // n_heads % 2:
-        found.append(
+        yield (
             f"d_model={d_model}: a head of architecture={name} is rotated in pairs and needs an even width, but "
             f"d_model / n_heads = {d_model // n_heads}; use d_model={d_model + n_heads}, or another n_heads"
         )
-    return found
 
 
-def positions_violations(architecture: str, positions: str | None) -> list[str]:
+def positions_violations(architecture: str, positions: str | None) -> Iterator[str]:
     """One sentence if the architecture does not support these positions: only llama has rotary ones."""
-    known = (
-        ("rotary", "none") if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal", "none")
-    )
-    if positions is None or positions in known:
-        return []
-    return [f"positions={positions}: architecture={architecture} supports {', '.join(known)}"]
+    own = ("rotary",) if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal")
+    if positions not in (None, *own, "none"):
+        yield f"positions={positions}: architecture={architecture} supports {', '.join((*own, 'none'))}"
 
 
 def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:

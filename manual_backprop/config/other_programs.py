@@ -5,44 +5,35 @@ Other names for a key (`n_layer` for `model.n_blocks`) are in `rules.py`, SYNONY
 docs/guide/coming_from.md show all of them, and tests/config/test_coming_from.py compares.
 """
 
-# NAME=VALUE in small letters, or NAME if the value does not matter: what to type instead.
-INSTEAD = {
-    "bf16=true": "precision=bf16_mixed",
-    "bias=false": "architecture=llama",
-    "check_val_every_n_epoch": "training.eval_every=epoch",
-    "compile=false": "kernels.compile=never",
-    "compile=true": "implementation=baseline implementation.compile=always",
-    "debug=default": "training=smoke",
-    "debug=fdr": "training=smoke",
-    "debug=limit": "training=smoke",
-    "debug=overfit": "experiments=overfit_one_batch",
-    "decay_lr=false": "schedule=constant",
-    "dtype=bfloat16": "precision=bf16_mixed",
-    "early_stopping.patience": "training.patience",
-    "eval_only=true": "python -m manual_backprop.evaluate last",
-    "fast_dev_run=true": "training=smoke",
-    "fp16=true": "precision=fp16_mixed",
-    "gradient_checkpointing=true": "training.recompute=block",
-    "hparams_search": "hydra/sweeper=search",
-    "init_from=resume": "resume=last",
-    "mixed_precision=bf16": "precision=bf16_mixed",
-    "norm_first=false": "architecture=vaswani",
-    "norm_first=true": "architecture=gpt2",
-    "preload=latest": "resume=last",
-    "qkv_bias=false": "architecture=llama",
-    "report_to=tensorboard": "tracking=mlflow",
-    "report_to=wandb": "tracking=mlflow",
-    "resume_from_checkpoint=true": "resume=last",
-    "start": "python -m manual_backprop.generate last --prompt TEXT",
-    "tf32=true": "precision=tf32",
-    "tie_word_embeddings=true": "architecture=gpt2",
-    "torch_compile=true": "implementation=baseline implementation.compile=always",
-    "trainer=cpu": "device=cpu",
-    "trainer=ddp": "device.processes=2",
-    "trainer=gpu": "device=cuda",
-    "wandb_log=false": "tracking=none",
-    "wandb_log=true": "tracking=mlflow",
+from manual_backprop.config.rules import by_their_name
+
+# What to type here, and NAME=VALUE in small letters, or NAME if the value does not matter, in other programs.
+_INSTEAD = {
+    "architecture=gpt2": "norm_first=true tie_word_embeddings=true",
+    "architecture=llama": "bias=false qkv_bias=false",
+    "architecture=vaswani": "norm_first=false",
+    "device.processes=2": "trainer=ddp",
+    "device=cpu": "trainer=cpu",
+    "device=cuda": "trainer=gpu",
+    "experiments=overfit_one_batch": "debug=overfit",
+    "hydra/sweeper=search": "hparams_search",
+    "implementation=baseline implementation.compile=always": "compile=true torch_compile=true",
+    "kernels.compile=never": "compile=false",
+    "precision=bf16_mixed": "bf16=true dtype=bfloat16 mixed_precision=bf16",
+    "precision=fp16_mixed": "fp16=true",
+    "precision=tf32": "tf32=true",
+    "python -m manual_backprop.evaluate last": "eval_only=true",
+    "python -m manual_backprop.generate last --prompt TEXT": "start",
+    "resume=last": "init_from=resume preload=latest resume_from_checkpoint=true",
+    "schedule=constant": "decay_lr=false",
+    "tracking=mlflow": "report_to=tensorboard report_to=wandb wandb_log=true",
+    "tracking=none": "wandb_log=false",
+    "training.eval_every=epoch": "check_val_every_n_epoch",
+    "training.patience": "early_stopping.patience",
+    "training.recompute=block": "gradient_checkpointing=true",
+    "training=smoke": "debug=default debug=fdr debug=limit fast_dev_run=true",
 }
+INSTEAD = by_their_name(_INSTEAD)
 
 _IN_PROCESS = "batches are prepared in the run's own process, from memory-mapped files of tokens"
 _BY_DEVICE = "processes exchange gradients by NCCL on GPUs and by gloo on CPUs"
@@ -77,7 +68,7 @@ def known_elsewhere(name: str, value: str | None) -> str | None:
     for first in range(len(parts)):  # a.b.c, then b.c, then c
         last = ".".join(parts[first:])
         for setting in (f"{last}={text}", last):
-            if setting in INSTEAD:
+            if setting in INSTEAD and (first == 0 or not INSTEAD[setting].startswith("python -m")):
                 return f"; did you mean {INSTEAD[setting]}?"
             if setting in NOT_NEEDED:
                 return f"; {NOT_NEEDED[setting]}"

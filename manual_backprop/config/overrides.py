@@ -17,20 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from manual_backprop.common.errors import ConfigError
-from manual_backprop.config.composition import EXPERIMENTS, Composer, is_choice, missing_extra
-from manual_backprop.config.other_programs import known_elsewhere
-from manual_backprop.config.rules import SYNONYMS, Flag, Words, nearest, shown
-from manual_backprop.config.validation import groups, is_text, keys, suggestion
+from manual_backprop.config.composition import Composer, is_choice, missing_extra
+from manual_backprop.config.rules import SYNONYMS, Flag, Words, did_you_mean, nearest, shown
+from manual_backprop.config.schema import EXPERIMENTS
+from manual_backprop.config.validation import groups, is_text, keys, other_setting, suggestion
 
 HYDRA_GROUPS = tuple(
     f"hydra/{name}" for name in ("launcher", "sweeper", "callbacks", "env", "job_logging", "hydra_logging")
 )
-OPEN_HYDRA_KEYS = (
-    "hydra.sweeper",
-    "hydra.launcher",
-    "hydra.job.env_set",
-    "hydra.callbacks",
-)  # plugins define the keys below these
+OPEN_HYDRA_KEYS = ("hydra.sweeper", "hydra.launcher", "hydra.job.env_set", "hydra.callbacks")  # plugins' keys are below
 FIXED_BY_CONFIG = {"hydra.run.dir": ".", "hydra.job.chdir": False, "hydra.output_subdir": None}  # by conf/config.yaml
 # Hydra's settings that take effect in a single job, which runs without Hydra's main.
 OBEYED_BY_ONE_JOB = ("hydra.mode", "hydra.verbose", "hydra.job.env_set")
@@ -65,6 +60,10 @@ class Report:
             raise ConfigError(violations)
 
 
+class RefusedError(Exception):
+    """An override that is left out; the message is its violation."""
+
+
 class OverrideReader:
     def __init__(self, composer: Composer, report: Report) -> None:
         self.composer = composer
@@ -75,57 +74,50 @@ class OverrideReader:
         accepted: list[Override] = []
         chosen: set[str] = set()
         for argument in _with_their_values(arguments):
-            override = self._parse(argument)
-            if override is not None:
-                override = self._with_known_key(override)
-            if override is not None and is_choice(key := override.key_or_group):
-                if key in chosen:
-                    if argument.partition("=")[0] == key:
-                        self.report.add(f"{shown(argument)}: {key} is given twice; leave one out")
-                    continue
-                chosen.add(key)
-                override = self._with_known_options(override)
-            if override is not None:
-                accepted.append(override)
+            try:
+                override = self._with_known_key(self._parse(argument))
+                if not is_choice(key := override.key_or_group):
+                    accepted.append(override)
+                elif key not in chosen:
+                    chosen.add(key)
+                    accepted += self._with_known_options(override)
+                elif argument.partition("=")[0] == key:
+                    raise RefusedError(f"{shown(argument)}: {key} is given twice; leave one out")
+            except RefusedError as error:
+                self.report.add(str(error))
         return accepted
 
-    def _parse(self, argument: str) -> Override | None:
+    def _parse(self, argument: str) -> Override:
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
             key, space, text = argument.partition(" ") if " " in argument.partition("=")[0] else (key, equals, value)
             name, given = key.lstrip("-"), text if space else None
-            ending = known_elsewhere(name, given)
-            if ending is None:
-                ending = f"; did you mean {shown(meant)}?" if (meant := self._meant_by_option(name, given)) else ""
-            self.report.add(f"{shown(argument)}: there is no such option{ending}")
-            return None
+            meant = self._meant_by_option(name, given)
+            ending = other_setting(name, given) or did_you_mean(meant and shown(meant))
+            raise RefusedError(f"{shown(argument)}: there is no such option{ending}")
         if not key or (not equals and not argument.startswith("~")):
-            meant = self._option(key) or _example(key)
-            self.report.add(
-                f"{shown(argument) or repr('')}: must be KEY=VALUE" + (f"; did you mean {meant}?" if meant else "")
-            )
-            return None
+            hint = did_you_mean(self._option(key) or _example(key))
+            raise RefusedError(f"{shown(argument) or repr('')}: must be KEY=VALUE{hint}")
         if "_target_" in argument:
-            self.report.add(f"{shown(argument)}: _target_ is not supported; choose a plugin, as in hydra/sweeper=basic")
-            return None
+            raise RefusedError(
+                f"{shown(argument)}: _target_ is not supported; choose a plugin, as in hydra/sweeper=basic"
+            )
         try:
             return self.composer.parse(argument)
         except (HydraException, ValueError, RecursionError):
-            if not READABLE_KEY.fullmatch(key):
-                named, at, _ = key.strip("+~").partition("@")
-                if at and named in groups():
-                    self.report.add(f"{shown(argument)}: a group has one place only; say {named}={shown(value)}")
-                    return None
-                meant = suggestion(named.strip("./ "))
-                hint = f"; did you mean {meant}?" if meant else ", as in model.d_model=64"
-                self.report.add(f"{shown(argument)}: must be KEY=VALUE, and {shown(key)} is not a key{hint}")
-                return None
+            named, at, _ = key.strip("+~").partition("@")
             quoted = "..." if set(value) & set("'\"\\$`!") or len(value) > 80 else shown(value)
-            self.report.add(
-                f"{shown(argument)}: cannot be read; a value with other characters than letters (a-z), digits and "
-                f"/ - + . : @ % needs quotes inside quotes: \"{shown(key)}='{quoted}'\""
-            )
-            return None
+            if READABLE_KEY.fullmatch(key):
+                why = (
+                    "cannot be read; a value with other characters than letters (a-z), digits and / - + . : @ % needs "
+                    f"quotes inside quotes: \"{shown(key)}='{quoted}'\""
+                )
+            elif at and named in groups():
+                why = f"a group has one place only; say {named}={shown(value)}"
+            else:
+                hint = did_you_mean(suggestion(named.strip("./ ")), otherwise=", as in model.d_model=64")
+                why = f"must be KEY=VALUE, and {shown(key)} is not a key{hint}"
+            raise RefusedError(f"{shown(argument)}: {why}") from None
 
     def _option(self, name: str) -> str | None:
         """GROUP=NAME, if `name` or its synonym here is an option of a group."""
@@ -147,19 +139,18 @@ class OverrideReader:
             value = "VALUE"
         return f"{meant}={value}" if meant else None
 
-    def _with_known_key(self, override: Override) -> Override | None:
+    def _with_known_key(self, override: Override) -> Override:
         key, line = override.key_or_group, str(override.input_line)
         value = line.partition("=")[2]
         if override.is_delete():
-            self.report.add(
+            raise RefusedError(
                 f"{shown(line)}: a key cannot be deleted; every run needs every key. To change one, say KEY=VALUE"
             )
-            return None
         if override.package is not None:
-            self.report.add(f"{shown(line)}: a group has one place only; say {shown(key)}={shown(value)}")
-            return None
+            raise RefusedError(f"{shown(line)}: a group has one place only; say {shown(key)}={shown(value)}")
         if key == "hydra" or override.is_hydra_override():
-            return self._with_known_hydra_key(override)
+            self._check_hydra_key(override)
+            return override
         if is_choice(key):
             if override.is_add() or override.is_force_add():
                 self.report.add(f"{shown(line)}: {key} has an option already; to choose another, leave out the +")
@@ -168,8 +159,7 @@ class OverrideReader:
             key = "dataset.repository"  # dataset.name=OWNER/NAME names a dataset of the hub
         if key in keys() and key.endswith(".name"):
             group = key.partition(".")[0]
-            self.report.add(f"{shown(line)}: the chosen option sets this key; say {group}={shown(value)}")
-            return None
+            raise RefusedError(f"{shown(line)}: the chosen option sets this key; say {group}={shown(value)}")
         if key in keys() and override.is_add():
             self.report.add(f"{shown(line)}: + adds a key, and {key} exists already; leave out the +")
         if key in keys() and isinstance(keys()[key].metadata["rule"], Words) and _is_list_of_words(override):
@@ -178,75 +168,64 @@ class OverrideReader:
         if key in keys() or is_tag:
             # ++, since a file lists only the keys that its option uses; validation reports a key of another option
             return self.composer.parse(f"++{key}={value}")
-        if (ending := known_elsewhere(key, value)) is not None:
-            self.report.add(f"{shown(line)}: there is no such key{ending}")
-            return None
-        if key.partition("/")[0] in groups():
-            meant: str | None = key.partition("/")[0]
-        else:
-            meant = suggestion(key)
-        self.report.add(f"{shown(line)}: there is no such key" + (f"; did you mean {meant}?" if meant else ""))
+        if ending := other_setting(key, value):
+            raise RefusedError(f"{shown(line)}: there is no such key{ending}")
+        group = key.partition("/")[0]
+        meant = group if group in groups() else suggestion(key)
+        violation = f"{shown(line)}: there is no such key{did_you_mean(meant)}"
         if meant is None or meant == "tags" or "/" in key or key.startswith(f"{meant}."):
-            return None
+            raise RefusedError(violation)
+        self.report.add(violation)
         return self.composer.parse(f"{meant}={value}" if is_choice(meant) else f"++{meant}={value}")
 
-    def _with_known_hydra_key(self, override: Override) -> Override | None:
+    def _check_hydra_key(self, override: Override) -> None:
+        """Raise RefusedError if there is no such setting of Hydra, or if it cannot be set here."""
         key, line = override.key_or_group, shown(override.input_line)
         if override.is_sweep_override():
-            self.report.add(f"{line}: Hydra's own settings apply to all jobs; give one value")
-            return None
+            raise RefusedError(f"{line}: Hydra's own settings apply to all jobs; give one value")
         if key.startswith("hydra.sweeper.params"):
-            self.report.add(
+            raise RefusedError(
                 f"{line}: give the values of a sweep as overrides, as in -m seed=1,2,3; hydra.sweeper.params belongs "
                 "in an experiment's file"
             )
-            return None
         if key in FIXED_BY_CONFIG:
-            self.report.add(_fixed(line))
-            return None
+            raise RefusedError(_fixed(line))
         if key == "hydra.searchpath":
-            self.report.add(
+            raise RefusedError(
                 f"{line}: a folder of your own, with experiments/NAME.yaml in it, is given as --config-dir DIR"
             )
-            return None
         if "/" in key:
             options = self.composer.options(key) if key in HYDRA_GROUPS else list(HYDRA_GROUPS)
             wanted = override.value() if key in HYDRA_GROUPS else key
             if wanted is None or wanted in options:
-                return override
+                return
             if key in HYDRA_GROUPS and (extra := missing_extra(f"{key}/{wanted}")):
-                self.report.add(f"{line}: {extra}")
-                return None
-            meant = nearest(str(wanted), options)
-            hint = f"; did you mean {meant}?" if meant else f"; there are {', '.join(options)}"
-            self.report.add(f"{line}: there is no {'such option' if key in HYDRA_GROUPS else 'such group'}{hint}")
-            return None
+                raise RefusedError(f"{line}: {extra}")
+            hint = did_you_mean(nearest(str(wanted), options), otherwise=f"; there are {', '.join(options)}")
+            raise RefusedError(f"{line}: there is no {'such option' if key in HYDRA_GROUPS else 'such group'}{hint}")
         node: Any = self.composer.compose([]).hydra
         known = "hydra"
         for part in key.split(".")[1:]:
             if not isinstance(node, DictConfig) or part not in node:
                 if known.startswith(OPEN_HYDRA_KEYS):
-                    return override
+                    return
                 meant = nearest(part, list(map(str, node))) if isinstance(node, DictConfig) else None
-                self.report.add(f"{line}: there is no such key" + (f"; did you mean {known}.{meant}?" if meant else ""))
-                return None
+                raise RefusedError(f"{line}: there is no such key{did_you_mean(meant and f'{known}.{meant}')}")
             known, node = f"{known}.{part}", None if OmegaConf.is_missing(node, part) else node[part]
         if key == "hydra":
-            self.report.add(f"{line}: names all of Hydra's settings; give one of them, as in hydra.verbose=true")
-            return None
-        return override
+            raise RefusedError(f"{line}: names all of Hydra's settings; give one of them, as in hydra.verbose=true")
 
-    def _with_known_options(self, override: Override) -> Override | None:
-        """An override of a group with its valid options; a misspelt one is replaced by the nearest right one."""
+    def _with_known_options(self, override: Override) -> list[Override]:
+        """An override of a group with its valid options, if there are any; a misspelt one is replaced by the nearest
+        right one."""
         group = override.key_or_group
         options = self.composer.options(group)
         raw = override._value
         if isinstance(raw, Glob):
             if raw.filter(options):
-                return override
-            self.report.add(f"{shown(override.input_line)}: matches none of {', '.join(options)}")
+                return [override]
             self.report.unclear.add(group)
-            return None
+            raise RefusedError(f"{shown(override.input_line)}: matches none of {', '.join(options)}")
         found: list[str] = []
         for item in raw.list if isinstance(raw, ChoiceSweep) else [raw]:
             option = item.text if isinstance(item, QuotedString) else item
@@ -257,14 +236,13 @@ class OverrideReader:
                 continue
             text = "" if isinstance(option, list | dict) else str(option)
             meant = nearest(text, options)
-            hint = f"; did you mean {meant}?" if meant else ""
-            hint = other_device(text) if group == "device" and other_device(text) else hint
+            hint = (other_device(text) if group == "device" else "") or did_you_mean(meant)
             self.report.add(f"{group}={shown(option)}: must be one of {', '.join(options)}{hint}")
             if meant:
                 found.append(meant)
             else:
                 self.report.unclear.add(group)
-        return self.composer.parse(f"{group}={','.join(found)}") if found else None
+        return [self.composer.parse(f"{group}={','.join(found)}")] if found else []
 
 
 def other_device(name: str) -> str:

@@ -24,10 +24,12 @@ def load_plugins(given: Sequence[str]) -> None:
     """Import plugins, given as module names (installed, or in the working directory) or as paths of files. Raises
     InputError."""
     for one in given:
-        folder = Path(one).expanduser().resolve().parent if one.endswith(".py") else Path.cwd()
-        if one.endswith(".py") and not Path(one).expanduser().is_file():
-            raise InputError(f"--plugin {one}: there is no such file (working directory: {Path.cwd()})")
-        name = name_of(one)
+        folder, name = Path.cwd(), one
+        if one.endswith(".py"):
+            path = Path(one).expanduser()
+            if not path.is_file():
+                raise InputError(f"--plugin {one}: there is no such file (working directory: {folder})")
+            folder, name = path.resolve().parent, path.stem
         if name in _loaded:
             continue
         sys.path.insert(0, str(folder))
@@ -44,11 +46,6 @@ def load_plugins(given: Sequence[str]) -> None:
             with suppress(ValueError):
                 sys.path.remove(str(folder))
         _loaded[name] = one
-
-
-def name_of(given: str) -> str:
-    """The module name of an argument of `--plugin`."""
-    return Path(given).stem if given.endswith(".py") else given
 
 
 def loaded_plugins() -> tuple[str, ...]:

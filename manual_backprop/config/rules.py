@@ -5,6 +5,7 @@ ValueError with the rule in words ("must be ..."). `schema.py` says which key fo
 """
 
 import math
+import operator
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,258 +15,129 @@ from typing import Any
 from ..common.plain_text import visible
 
 LONGEST_TAG_NAME = 250  # MLflow's limit
-# Names of keys and values in other libraries and papers -> names here.
-SYNONYMS = {
-    "16": "fp16_mixed",
-    "16-mixed": "fp16_mixed",
-    "32": "fp32",
-    "32-true": "fp32",
-    "64": "fp64",
-    "64-true": "fp64",
-    "accum_iter": "gradient_accumulation_steps",
-    "accumulate_grad_batches": "gradient_accumulation_steps",
-    "accumulation_steps": "gradient_accumulation_steps",
-    "act_fn": "activation",
-    "activation_checkpointing": "recompute",
-    "activation_function": "activation",
-    "adam": "adamw",
-    "adam_beta1": "betas",
-    "adam_beta2": "betas",
-    "adam_epsilon": "epsilon",
-    "adamw_torch": "adamw",
-    "adamw_torch_fused": "adamw",
-    "attention_dropout": "dropout",
-    "attention_probs_dropout_prob": "dropout",
-    "attn_pdrop": "dropout",
-    "base_lr": "learning_rate",
-    "batch": "batch_size",
-    "beta1": "betas",
-    "beta2": "betas",
-    "bf16-mixed": "bf16_mixed",
-    "bf16-true": "bf16",
-    "bfloat16": "bf16",
-    "block_size": "max_seq_len",
-    "bs": "batch_size",
-    "clip": "max_grad_norm",
-    "clip_grad_norm": "max_grad_norm",
-    "constant_with_warmup": "constant",
-    "context_length": "max_seq_len",
-    "cosine_with_min_lr": "cosine",
-    "ctx_len": "max_seq_len",
-    "d_ff": "d_ffn",
-    "data": "dataset",
-    "data_seed": "seed",
-    "depth": "n_blocks",
-    "dim": "d_model",
-    "dim_feedforward": "d_ffn",
-    "double": "fp64",
-    "drop_rate": "dropout",
-    "dropout_rate": "dropout",
-    "emb_dim": "d_model",
-    "embd_pdrop": "dropout",
-    "embed_dim": "d_model",
-    "embedding_dim": "d_model",
-    "epoch": "num_epochs",
-    "epochs": "num_epochs",
-    "eps": "epsilon",
-    "eta_min": "min_learning_rate",
-    "eval_batch_size": "batch_size",
-    "eval_interval": "eval_every",
-    "eval_iters": "eval_batches",
-    "eval_steps": "eval_every",
-    "eval_strategy": "eval_every",
-    "evaluation_strategy": "eval_every",
-    "every_n_train_steps": "save_every",
-    "exp": "experiments",
-    "experiment": "experiments",
-    "ffn_dim": "d_ffn",
-    "float16": "fp16_mixed",
-    "float32": "fp32",
-    "float64": "fp64",
-    "fp16": "fp16_mixed",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gpu": "cuda",
-    "grad_accum": "gradient_accumulation_steps",
-    "grad_clip": "max_grad_norm",
-    "grad_norm": "max_grad_norm",
-    "gradient_checkpointing": "recompute",
-    "gradient_clip_val": "max_grad_norm",
-    "h": "n_heads",
-    "half": "fp16_mixed",
-    "heads": "n_heads",
-    "hidden_act": "activation",
-    "hidden_dim": "d_model",
-    "hidden_dropout_prob": "dropout",
-    "hidden_size": "d_model",
-    "intermediate_size": "d_ffn",
-    "inverse_sqrt": "noam",
-    "iterations": "max_steps",
-    "iters": "max_steps",
-    "label_smoothing_factor": "label_smoothing",
-    "layer_norm_eps": "norm_epsilon",
-    "layer_norm_epsilon": "norm_epsilon",
-    "layers": "n_blocks",
-    "limit_train_batches": "max_steps",
-    "limit_val_batches": "eval_batches",
-    "log_every_n_steps": "log_every",
-    "log_interval": "log_every",
-    "logging_steps": "log_every",
-    "logging_strategy": "log_every",
-    "lr": "learning_rate",
-    "lr_decay_iters": "max_steps",
-    "lr_min": "min_learning_rate",
-    "manual_seed": "seed",
-    "max-new-tokens": "max-length",
-    "max_epochs": "num_epochs",
-    "max_iterations": "max_steps",
-    "max_iters": "max_steps",
-    "max_lr": "learning_rate",
-    "max_padding": "max_seq_len",
-    "max_position_embeddings": "max_seq_len",
-    "max_train_samples": "subset_size",
-    "micro_batch_size": "batch_size",
-    "min_lr": "min_learning_rate",
-    "n": "n_blocks",
-    "n_ctx": "max_seq_len",
-    "n_embd": "d_model",
-    "n_epochs": "num_epochs",
-    "n_head": "n_heads",
-    "n_layer": "n_blocks",
-    "n_layers": "n_blocks",
-    "n_positions": "max_seq_len",
-    "nhead": "n_heads",
-    "num-beams": "beams",
-    "num-return-sequences": "num-samples",
-    "num_attention_heads": "n_heads",
-    "num_decoder_layers": "n_blocks",
-    "num_encoder_layers": "n_encoder_blocks",
-    "num_heads": "n_heads",
-    "num_hidden_layers": "n_blocks",
-    "num_key_value_heads": "n_kv_heads",
-    "num_layers": "n_blocks",
-    "num_steps": "max_steps",
-    "num_threads": "threads",
-    "num_train_epochs": "num_epochs",
-    "num_warmup_steps": "warmup_steps",
-    "peak_lr": "learning_rate",
-    "per_device_eval_batch_size": "batch_size",
-    "per_device_train_batch_size": "batch_size",
-    "random_seed": "seed",
-    "reduce_lr_on_plateau": "plateau",
-    "resid_pdrop": "dropout",
-    "rms_norm_eps": "norm_epsilon",
-    "rope_theta": "rotary_base",
-    "save_interval": "save_every",
-    "save_steps": "save_every",
-    "save_strategy": "save_every",
-    "save_top_k": "keep_checkpoints",
-    "save_total_limit": "keep_checkpoints",
-    "seq_len": "max_seq_len",
-    "seq_length": "max_seq_len",
-    "sequence_length": "max_seq_len",
-    "smoothing": "label_smoothing",
-    "start": "prompt",
-    "steps": "max_steps",
-    "stream": "streaming",
-    "tok": "tokenizer",
-    "total_steps": "max_steps",
-    "train_batch_size": "batch_size",
-    "train_steps": "max_steps",
-    "val_check_interval": "eval_every",
-    "val_split": "validation",
-    "validation_split_percentage": "validation",
-    "warmup": "warmup_ratio",
-    "warmup_iters": "warmup_steps",
-    "wd": "weight_decay",
-    "weight_decay_rate": "weight_decay",
+# Names of keys and values here, and what other libraries and papers call them.
+_NAMES_ELSEWHERE = {
+    "activation": "act_fn activation_function hidden_act",
+    "adamw": "adam adamw_torch adamw_torch_fused",
+    "batch_size": (
+        "batch bs eval_batch_size micro_batch_size per_device_eval_batch_size per_device_train_batch_size "
+        "train_batch_size"
+    ),
+    "beams": "num-beams",
+    "betas": "adam_beta1 adam_beta2 beta1 beta2",
+    "bf16": "bf16-true bfloat16",
+    "bf16_mixed": "bf16-mixed",
+    "constant": "constant_with_warmup",
+    "cosine": "cosine_with_min_lr",
+    "cuda": "gpu",
+    "d_ffn": "d_ff dim_feedforward ffn_dim intermediate_size",
+    "d_model": "dim emb_dim embed_dim embedding_dim hidden_dim hidden_size n_embd",
+    "dataset": "data",
+    "dropout": (
+        "attention_dropout attention_probs_dropout_prob attn_pdrop drop_rate dropout_rate embd_pdrop "
+        "hidden_dropout_prob resid_pdrop"
+    ),
+    "epsilon": "adam_epsilon eps",
+    "eval_batches": "eval_iters limit_val_batches",
+    "eval_every": "eval_interval eval_steps eval_strategy evaluation_strategy val_check_interval",
+    "experiments": "exp experiment",
+    "fp16_mixed": "16 16-mixed float16 fp16 half",
+    "fp32": "32 32-true float32",
+    "fp64": "64 64-true double float64",
+    "gelu_tanh": "gelu_new gelu_pytorch_tanh",
+    "gradient_accumulation_steps": "accum_iter accumulate_grad_batches accumulation_steps grad_accum",
+    "keep_checkpoints": "save_top_k save_total_limit",
+    "label_smoothing": "label_smoothing_factor smoothing",
+    "learning_rate": "base_lr lr max_lr peak_lr",
+    "log_every": "log_every_n_steps log_interval logging_steps logging_strategy",
+    "max-length": "max-new-tokens",
+    "max_grad_norm": "clip clip_grad_norm grad_clip grad_norm gradient_clip_val",
+    "max_seq_len": (
+        "block_size context_length ctx_len max_padding max_position_embeddings n_ctx n_positions seq_len "
+        "seq_length sequence_length"
+    ),
+    "max_steps": (
+        "iterations iters limit_train_batches lr_decay_iters max_iterations max_iters num_steps steps total_steps "
+        "train_steps"
+    ),
+    "min_learning_rate": "eta_min lr_min min_lr",
+    "n_blocks": "depth layers n n_layer n_layers num_decoder_layers num_hidden_layers num_layers",
+    "n_encoder_blocks": "num_encoder_layers",
+    "n_heads": "h heads n_head nhead num_attention_heads num_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "noam": "inverse_sqrt",
+    "norm_epsilon": "layer_norm_eps layer_norm_epsilon rms_norm_eps",
+    "num-samples": "num-return-sequences",
+    "num_epochs": "epoch epochs max_epochs n_epochs num_train_epochs",
+    "plateau": "reduce_lr_on_plateau",
+    "prompt": "start",
+    "recompute": "activation_checkpointing gradient_checkpointing",
+    "rotary_base": "rope_theta",
+    "save_every": "every_n_train_steps save_interval save_steps save_strategy",
+    "seed": "data_seed manual_seed random_seed",
+    "streaming": "stream",
+    "subset_size": "max_train_samples",
+    "threads": "num_threads",
+    "tokenizer": "tok",
+    "validation": "val_split validation_split_percentage",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "num_warmup_steps warmup_iters",
+    "weight_decay": "wd weight_decay_rate",
+}
+# The same for groups, and for full keys where several have the same last name.
+_PLACES_ELSEWHERE = {
+    "architecture": "arch bias model_type norm_first qkv_bias tie_word_embeddings",
+    "dataset": "corpus dataset_name",
+    "dataset.config": "dataset_config_name",
+    "dataset.path": "data_dir data_path datasource train_file",
+    "dataset.source_column": "lang_src source_lang",
+    "dataset.target_column": "lang_tgt target_lang",
+    "device": "accelerator gpus",
+    "device.processes": "devices nproc_per_node num_processes",
+    "experiment_name": "project wandb_project",
+    "experiments": "config config_file config_name",
+    "implementation": "backend",
+    "implementation.compile": "torch_compile",
+    "init_from": "model_name_or_path pretrained",
+    "kernels.compile": "compile",
+    "model": "model_name model_size",
+    "optimizer": "optim",
+    "precision": "amp bf16 dtype fp16 mixed_precision tf32 torch_dtype",
+    "resume": "checkpoint ckpt ckpt_path preload resume_from resume_from_checkpoint",
+    "run_name": "default_root_dir model_basename model_folder name out_dir output_dir wandb_run_name",
+    "schedule": "decay_lr lr_decay lr_scheduler lr_scheduler_type scheduler",
+    "tokenizer.path": "tokenizer_file",
+    "tokenizer.vocab_size": "src_vocab_size tgt_vocab_size vocab",
+    "tracking": "logger report_to wandb wandb_log",
+    "training.patience": "early_stopping_patience",
 }
 
-# Names of other programs' options -> groups here, or a full key where several keys have the same last name.
-GROUP_SYNONYMS = {
-    "accelerator": "device",
-    "amp": "precision",
-    "arch": "architecture",
-    "backend": "implementation",
-    "bf16": "precision",
-    "bias": "architecture",
-    "checkpoint": "resume",
-    "ckpt": "resume",
-    "ckpt_path": "resume",
-    "compile": "kernels.compile",
-    "config": "experiments",
-    "config_file": "experiments",
-    "config_name": "experiments",
-    "corpus": "dataset",
-    "data_dir": "dataset.path",
-    "data_path": "dataset.path",
-    "dataset_config_name": "dataset.config",
-    "dataset_name": "dataset",
-    "datasource": "dataset.path",
-    "decay_lr": "schedule",
-    "default_root_dir": "run_name",
-    "devices": "device.processes",
-    "dtype": "precision",
-    "early_stopping_patience": "training.patience",
-    "fp16": "precision",
-    "gpus": "device",
-    "lang_src": "dataset.source_column",
-    "lang_tgt": "dataset.target_column",
-    "logger": "tracking",
-    "lr_decay": "schedule",
-    "lr_scheduler": "schedule",
-    "lr_scheduler_type": "schedule",
-    "mixed_precision": "precision",
-    "model_basename": "run_name",
-    "model_folder": "run_name",
-    "model_name": "model",
-    "model_name_or_path": "init_from",
-    "model_size": "model",
-    "model_type": "architecture",
-    "name": "run_name",
-    "norm_first": "architecture",
-    "nproc_per_node": "device.processes",
-    "num_processes": "device.processes",
-    "optim": "optimizer",
-    "out_dir": "run_name",
-    "output_dir": "run_name",
-    "preload": "resume",
-    "pretrained": "init_from",
-    "project": "experiment_name",
-    "qkv_bias": "architecture",
-    "report_to": "tracking",
-    "resume_from": "resume",
-    "resume_from_checkpoint": "resume",
-    "scheduler": "schedule",
-    "source_lang": "dataset.source_column",
-    "src_vocab_size": "tokenizer.vocab_size",
-    "target_lang": "dataset.target_column",
-    "tf32": "precision",
-    "tgt_vocab_size": "tokenizer.vocab_size",
-    "tie_word_embeddings": "architecture",
-    "tokenizer_file": "tokenizer.path",
-    "torch_compile": "implementation.compile",
-    "torch_dtype": "precision",
-    "train_file": "dataset.path",
-    "vocab": "tokenizer.vocab_size",
-    "wandb": "tracking",
-    "wandb_log": "tracking",
-    "wandb_project": "experiment_name",
-    "wandb_run_name": "run_name",
-}
+
+def by_their_name(names: Mapping[str, str]) -> dict[str, str]:
+    """From names here, each with names elsewhere, to names elsewhere with the one here."""
+    return {theirs: ours for ours, listed in names.items() for theirs in listed.split()}
+
+
+SYNONYMS, GROUP_SYNONYMS = by_their_name(_NAMES_ELSEWHERE), by_their_name(_PLACES_ELSEWHERE)
 
 LARGEST = 1e30  # no setting needs more, and numbers above 3.4e38 overflow in fp32
 
 
-def nearest(name: str, choices: list[str]) -> str | None:
-    """The choice that was most likely meant by a misspelt name, or None."""
+def nearest(name: str, choices: list[str], likeness: float = 0.7) -> str | None:
+    """The choice that was most likely meant by a misspelt name, or None. `likeness`: the smallest share of letters that
+    both have, in the same order."""
     if (synonym := SYNONYMS.get(name.lower())) in choices:
         return synonym
     begun = [choice for choice in choices if len(name) >= 3 and choice.lower().startswith(name.lower())]
     if len(begun) == 1:
         return begun[0]
-    found = get_close_matches(name.lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6)
+    found = get_close_matches(name.lower(), [choice.lower() for choice in choices], n=1, cutoff=likeness)
     return next((choice for choice in choices if choice.lower() == found[0]), None) if found else None
+
+
+def did_you_mean(meant: str | None, otherwise: str = "") -> str:
+    """The end of a sentence about something that there is not, with the nearest that there is."""
+    return f"; did you mean {meant}?" if meant else otherwise
 
 
 def shown(value: Any) -> str:
@@ -324,26 +196,21 @@ class Number:
     def read(self, value: Any) -> float | None:
         if value is None and self.optional:
             return None
+        bounds = [
+            (words, holds, bound)
+            for words, holds, bound in (
+                ("of at least", operator.ge, self.minimum),
+                ("greater than", operator.gt, self.above),
+                ("less than", operator.lt, self.below),
+            )
+            if bound is not None
+        ]
         good = not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < math.inf
-        if good and self.minimum is not None:
-            good = value >= self.minimum
-        if good and self.above is not None:
-            good = value > self.above
-        if good and self.below is not None:
-            good = value < self.below
-        if good and abs(value) > LARGEST:
+        if not good or not all(holds(value, bound) for _, holds, bound in bounds):
+            rule = " and ".join(f"{words} {bound}" for words, _, bound in bounds)
+            raise ValueError(f"must be a number {rule}" + ", or null" * self.optional)
+        if abs(value) > LARGEST:
             raise ValueError(f"must be a number of at most {LARGEST:g}")
-        if not good:
-            bounds = [
-                text
-                for bound, text in (
-                    (self.minimum, f"of at least {self.minimum}"),
-                    (self.above, f"greater than {self.above}"),
-                    (self.below, f"less than {self.below}"),
-                )
-                if bound is not None
-            ]
-            raise ValueError(" ".join(["must be a number", " and ".join(bounds)]) + (", or null" * self.optional))
         return float(value)
 
 
@@ -358,8 +225,8 @@ class Word:
         if value is None and self.optional:
             return None
         if value not in self.choices:
-            meant = nearest(str(value), list(self.choices))
-            raise ValueError(f"must be one of {', '.join(self.choices)}" + (f"; did you mean {meant}?" * bool(meant)))
+            hint = did_you_mean(nearest(str(value), list(self.choices)))
+            raise ValueError(f"must be one of {', '.join(self.choices)}{hint}")
         return str(value)
 
 
@@ -476,8 +343,7 @@ class Words:
             raise ValueError(f"must be some of {', '.join(self.choices)}, as in {','.join(self.choices[:2])}, or null")
         for word in words:
             if word not in self.choices:
-                meant = nearest(str(word), list(self.choices))
-                hint = f"; did you mean {meant}?" if meant else ""
+                hint = did_you_mean(nearest(str(word), list(self.choices)))
                 raise ValueError(f"{shown(word)} is none of {', '.join(self.choices)}{hint}")
         if len({*words}) < len(words):
             raise ValueError("must not name one of them twice")

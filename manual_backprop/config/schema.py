@@ -7,8 +7,7 @@ The runner takes a `RunConfig`, which mirrors the groups of `conf/`; a network t
 (`network.py`).
 """
 
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from manual_backprop.config.network import (
     ARCHITECTURES,
     COMPILE,
     KERNELS,
+    NETWORKS,
     NORM_EPSILON_RULE,
     POSITIONS,
     PRECISIONS,
@@ -39,9 +39,9 @@ from manual_backprop.config.rules import (
     Words,
 )
 
+EXPERIMENTS = "experiments"  # the folder, and the key that chooses one of its files
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
 SEQUENCES = ("reversal", "copy", "sort")  # tasks that generate their own pairs of symbol sequences
-NETWORKS = ("decoder", "encoder", "encoder_decoder")
 FORECASTING = ("forecasting",)  # tasks that read time series
 TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING, "classification"]  # and registered ones
 DEFAULT_NETWORK = {"language_model": "decoder", "forecasting": "encoder", "classification": "encoder"}
@@ -59,12 +59,11 @@ def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[s
     return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
 
 
+BY_CHOICE = "set by the choice of the group"
+
+
 def option_name(*choices: str) -> Any:
-    return _named(choices)
-
-
-def _named(choices: Sequence[str]) -> Any:
-    return setting(Word(choices), "set by the choice of the group")
+    return setting(Word(choices), BY_CHOICE)
 
 
 FILES = ("jsonl", "parquet", "saved")  # the user's files with columns
@@ -81,7 +80,7 @@ HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_c
 
 @dataclass(frozen=True)
 class TaskConfig:
-    name: str = _named(TASK_NAMES)
+    name: str = setting(Word(TASK_NAMES), BY_CHOICE)
     min_length: int | None = setting(Whole(1, 10**4), "shortest source sequence [symbols]", only_for=SEQUENCES)
     max_length: int | None = setting(Whole(1, 10**4), "longest source sequence [symbols]", only_for=SEQUENCES)
     symbols: int | None = setting(Whole(2, 10**6), "number of different symbols in a sequence", only_for=SEQUENCES)
@@ -431,21 +430,12 @@ class RunConfig:
     def network_config(self, vocab_size: int, **fields: Any) -> CustomTransformerConfig:
         """The config of this run's network. `vocab_size` is the tokenizer's, used if `model.vocab_size` is null;
         `fields` are the settings that the task decides."""
-        model = self.model
         symbols = {"padding_token_id": self.task.symbols}  # in tasks with symbols, the padding id follows them
+        sizes = {name: value for name, value in asdict(self.model).items() if name != "learning_rate"}
+        sizes["vocab_size"] = self.model.vocab_size or vocab_size
         return CustomTransformerConfig(
-            **(symbols | fields),
-            vocab_size=model.vocab_size or vocab_size,
-            d_model=model.d_model,
-            n_blocks=model.n_blocks,
-            n_heads=model.n_heads,
-            d_ffn=model.d_ffn,
-            max_seq_len=model.max_seq_len,
+            **(symbols | fields | sizes),
             network=self.network_name,
-            n_kv_heads=model.n_kv_heads,
-            n_encoder_blocks=model.n_encoder_blocks,
-            positions=model.positions,
-            dropout=model.dropout,
             architecture=self.architecture.name,
             activation=self.architecture.activation,
             norm_epsilon=self.architecture.norm_epsilon,

@@ -7,22 +7,32 @@ standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from itertools import accumulate
 from os.path import normpath
 from typing import Any, get_type_hints
 
 from manual_backprop.common.errors import ConfigError
-from manual_backprop.config.network import architecture_violations, positions_violations
+from manual_backprop.config.network import architecture_violations, heads_violation, positions_violations
 from manual_backprop.config.other_programs import known_elsewhere
 from manual_backprop.config.plugins import missing_plugins
-from manual_backprop.config.rules import GROUP_SYNONYMS, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
-from manual_backprop.config.schema import DEFAULT_NETWORK, RunConfig, shipped_folder
-from manual_backprop.config.task_rules import CHECKS
+from manual_backprop.config.rules import (
+    GROUP_SYNONYMS,
+    SYNONYMS,
+    Tags,
+    Text,
+    Texts,
+    did_you_mean,
+    nearest,
+    shown,
+    whole,
+)
+from manual_backprop.config.schema import DEFAULT_NETWORK, EXPERIMENTS, RunConfig, shipped_folder
+from manual_backprop.config.task_rules import CHECKS, cross_check
 
-BYTE_TOKENS = 257  # 256 bytes and the end-of-text token
-GPT2_TOKENS = 50257
+FIXED_VOCABULARIES = {"byte": 257, "gpt2": 50257}  # tokenizers that learn nothing; byte: 256 and the end of text
 NO_DEFAULT = ("model", "dataset")  # a config without these groups is damaged, not old
 
 
@@ -50,11 +60,11 @@ def suggestion(name: str) -> str | None:
     from another library, then the same name in another group, and last a similar name."""
     never_typed = ("plugins",)  # --plugin sets it
     candidates = [
-        key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name") and key not in never_typed
+        key for key in (*groups(), *keys(), EXPERIMENTS) if not key.endswith(".name") and key not in never_typed
     ]
     head, _, last = name.rpartition(".")
-    if (first := name.partition(".")[0]) in keys():  # below a key that is not a group: tags.a.b or seed.a
-        return first
+    if (key := _key_of(name)) is not None:
+        return key
     plain = last.lower().replace("-", "_")
     spellings = (last, plain, SYNONYMS.get(plain, plain))
     for spelling in spellings:
@@ -74,7 +84,14 @@ def suggestion(name: str) -> str | None:
         return f"{head}.{meant}"
     if head and head not in groups() and (group := nearest(head, list(groups()))) is not None:
         return suggestion(f"{group}.{last}")
-    return places[meant] if (meant := nearest(last, list(places))) is not None else nearest(name, candidates)
+    if head in groups():  # a similar name at the top level is not what was meant in a group
+        places = {name: key for name, key in places.items() if "." in key}
+    return places.get(meant, meant) if (meant := nearest(last, [*places, *candidates], likeness=0.75)) else None
+
+
+def _key_of(name: str) -> str | None:
+    """The key that a name is, or below which it is, as in tags.a.b or seed.a."""
+    return next((key for key in accumulate(name.split("."), "{}.{}".format) if key in keys()), None)
 
 
 def is_text(key: str) -> bool:
@@ -98,7 +115,7 @@ def validate(mapping: Mapping[str, Any]) -> RunConfig:
                 arguments[key.name] = _read_group(key.name, mapping.get(key.name), known, violations)
         else:
             arguments[key.name] = _read(key.name, key, mapping, known, violations)
-    for needed, check in CROSS_CHECKS:
+    for needed, check in CHECKS:
         if all(name in known for name in needed):
             violations += check(*(known[name] for name in needed))
     if violations:
@@ -161,10 +178,13 @@ def _shipped(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def other_setting(name: str, value: str | None) -> str | None:
+    """`known_elsewhere`, but None below a key of ours: seed.compile is no setting of another program."""
+    return known_elsewhere(name, value) if _key_of(name) in (None, name) else None
+
+
 def unknown(name: str, value: Any) -> str:
-    ending = known_elsewhere(name, shown(value))
-    if ending is None:
-        ending = f"; did you mean {meant}?" if (meant := suggestion(name)) else ""
+    ending = other_setting(name, shown(value)) or did_you_mean(suggestion(name))
     return f"{shown(name)}={shown(value)}: there is no such key{ending}"
 
 
@@ -242,208 +262,181 @@ def _hint(name: str, value: Any) -> str:
 
 # Rules between several keys. A check is called if all the keys that it needs are valid by themselves.
 
-Check = Callable[..., list[str]]
-CROSS_CHECKS: list[tuple[tuple[str, ...], Check]] = [*CHECKS]
-
-
-def cross_check(*needed: str) -> Callable[[Check], Check]:
-    def register(check: Check) -> Check:
-        CROSS_CHECKS.append((needed, check))
-        return check
-
-    return register
-
 
 @cross_check("precision.name", "device.name")
-def the_device_has_the_precision(precision: str, device: str) -> list[str]:
-    if (precision, device) != ("tf32", "cpu"):
-        return []
-    return ["precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32"]
+def the_device_has_the_precision(precision: str, device: str) -> Iterator[str]:
+    if (precision, device) == ("tf32", "cpu"):
+        yield "precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32"
 
 
 @cross_check("model.d_model", "model.n_heads")
-def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
-    if d_model % n_heads == 0:
-        return []
-    near = [d for d in (d_model // n_heads * n_heads, -(-d_model // n_heads) * n_heads) if d]
-    return [
-        f"model.d_model={d_model}: must be divisible by model.n_heads={n_heads}, since every head gets an equal share; "
-        f"use model.d_model={' or '.join(map(str, near))}, or another model.n_heads"
-    ]
+def heads_share_the_width(d_model: int, n_heads: int) -> Iterator[str]:
+    if d_model % n_heads:
+        yield heads_violation(d_model, n_heads, "model.")
 
 
 @cross_check("architecture.name", "architecture.activation", "model.d_model", "model.n_heads", "model.n_kv_heads")
 def the_architecture_can_be_built(
     name: str, activation: str, d_model: int, n_heads: int, n_kv_heads: int | None
-) -> list[str]:
-    if d_model % n_heads:
-        return []  # reported by heads_share_the_width
-    found = architecture_violations(name, activation, d_model, n_heads, n_kv_heads)
-    return [f"architecture.{line}" if line.startswith("activation") else f"model.{line}" for line in found]
+) -> Iterator[str]:
+    if d_model % n_heads == 0:  # otherwise heads_share_the_width reports it
+        for line in architecture_violations(name, activation, d_model, n_heads, n_kv_heads):
+            yield f"architecture.{line}" if line.startswith("activation") else f"model.{line}"
 
 
 @cross_check("architecture.name", "model.positions")
-def the_architecture_has_these_positions(name: str, positions: str | None) -> list[str]:
-    return [f"model.{line}" for line in positions_violations(name, positions)]
+def the_architecture_has_these_positions(name: str, positions: str | None) -> Iterator[str]:
+    for line in positions_violations(name, positions):
+        yield f"model.{line}"
 
 
 @cross_check("network", "task.name", "model.n_encoder_blocks")
-def there_is_an_encoder(network: str | None, task: str, blocks: int | None) -> list[str]:
-    if blocks is None or (network or DEFAULT_NETWORK[task]) != "decoder":
-        return []
-    return [f"model.n_encoder_blocks={blocks}: network=decoder has no encoder; leave it null, or use another network"]
+def there_is_an_encoder(network: str | None, task: str, blocks: int | None) -> Iterator[str]:
+    if blocks is not None and (network or DEFAULT_NETWORK[task]) == "decoder":
+        yield f"model.n_encoder_blocks={blocks}: network=decoder has no encoder; leave it null, or use another network"
 
 
 @cross_check("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
-def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> list[str]:
-    tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(tokenizer, tokens)
-    if vocab_size is None or tokens is None or vocab_size >= tokens:
-        return []
-    return [
-        f"model.vocab_size={vocab_size}: must be at least the {tokens} tokens of tokenizer={tokenizer}; say "
-        "model.vocab_size=null for exactly as many" + (", or lower tokenizer.vocab_size" * (tokenizer == "bpe"))
-    ]
+def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> Iterator[str]:
+    tokens = FIXED_VOCABULARIES.get(tokenizer, tokens)
+    if vocab_size is not None and tokens is not None and vocab_size < tokens:
+        yield (
+            f"model.vocab_size={vocab_size}: must be at least the {tokens} tokens of tokenizer={tokenizer}; say "
+            "model.vocab_size=null for exactly as many" + (", or lower tokenizer.vocab_size" * (tokenizer == "bpe"))
+        )
 
 
 @cross_check("device.processes", "training.batch_size", "training.gradient_accumulation_steps")
-def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> list[str]:
-    if (batch_size * pieces) % processes == 0:
-        return []
-    rows = f"training.batch_size={batch_size}" + f" x training.gradient_accumulation_steps={pieces}" * (pieces > 1)
-    return [f"device.processes={processes}: must divide the rows of an optimizer step, {rows} = {batch_size * pieces}"]
+def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> Iterator[str]:
+    if (batch_size * pieces) % processes:
+        rows = f"training.batch_size={batch_size}" + f" x training.gradient_accumulation_steps={pieces}" * (pieces > 1)
+        yield (
+            f"device.processes={processes}: must divide the rows of an optimizer step, {rows} = {batch_size * pieces}"
+        )
 
 
 @cross_check("optimizer.sharded", "implementation.name")
-def only_our_optimizers_are_sharded(sharded: bool | str, implementation: str) -> list[str]:
-    if sharded is not True or implementation == "custom":
-        return []
-    return [
-        f"optimizer.sharded=true: implementation={implementation} trains with PyTorch's own optimizer, which stores "
-        "all moments in every process; leave it at auto, or use implementation=custom"
-    ]
+def only_our_optimizers_are_sharded(sharded: bool | str, implementation: str) -> Iterator[str]:
+    if sharded is True and implementation != "custom":
+        yield (
+            f"optimizer.sharded=true: implementation={implementation} trains with PyTorch's own optimizer, which "
+            "stores all moments in every process; leave it at auto, or use implementation=custom"
+        )
 
 
 @cross_check("batching.name", "dataset.max_length", "model.max_seq_len")
-def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> list[str]:
-    if batching != "padded" or max_length is None or max_length <= max_seq_len:
-        return []
-    return [
-        f"dataset.max_length={max_length}: with batching=padded a row is a document of at most model.max_seq_len="
-        f"{max_seq_len} tokens; use at most that, leave it null, or use batching=packed"
-    ]
+def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> Iterator[str]:
+    if batching == "padded" and max_length is not None and max_length > max_seq_len:
+        yield (
+            f"dataset.max_length={max_length}: with batching=padded a row is a document of at most model.max_seq_len="
+            f"{max_seq_len} tokens; use at most that, leave it null, or use batching=packed"
+        )
 
 
 @cross_check("dataset.path", "dataset.test")
-def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
-    if path is None or test is None or normpath(path) != normpath(test):
-        return []
-    return [f"dataset.test={shown(test)}: is the training text; give another file or folder, or leave it out"]
+def a_test_text_is_another_one(path: str | None, test: str | None) -> Iterator[str]:
+    if path is not None and test is not None and normpath(path) == normpath(test):
+        yield f"dataset.test={shown(test)}: is the training text; give another file or folder, or leave it out"
 
 
 @cross_check("dataset.streaming", "dataset.subset_size")
-def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list[str]:
-    if not streaming or subset_size is not None:
-        return []
-    return [
-        "dataset.subset_size=null: a stream is stored on disk as tokens, so that a run can be resumed, and needs an "
-        "end; give the number of documents, or dataset.streaming=false to download all of them"
-    ]
+def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> Iterator[str]:
+    if streaming and subset_size is None:
+        yield (
+            "dataset.subset_size=null: a stream is stored on disk as tokens, so that a run can be resumed, and needs "
+            "an end; give the number of documents, or dataset.streaming=false to download all of them"
+        )
 
 
 @cross_check("dataset.name", "dataset.validation")
-def files_have_no_splits(name: str, validation: float | str | None) -> list[str]:
-    if not isinstance(validation, str) or name not in ("python_docs", "text", "jsonl", "parquet", "dates", "postfix"):
-        return []
-    return [
-        f"dataset.validation={shown(validation)}: dataset={name} has no named splits; give the share of the validation "
-        "split, as in dataset.validation=0.05"
-    ]
+def files_have_no_splits(name: str, validation: float | str | None) -> Iterator[str]:
+    if isinstance(validation, str) and name in ("python_docs", "text", "jsonl", "parquet", "dates", "postfix"):
+        yield (
+            f"dataset.validation={shown(validation)}: dataset={name} has no named splits; give the share of the "
+            "validation split, as in dataset.validation=0.05"
+        )
 
 
 @cross_check("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.on_bad_row")
 def prepared_tokens_are_taken_as_they_are(
     name: str, subset_size: int | None, validation: float | str | None, on_bad_row: str
-) -> list[str]:
+) -> Iterator[str]:
     if name != "pretokenized":
-        return []
+        return
     given = {"subset_size": subset_size, "validation": validation}
     given |= {"on_bad_row": None if on_bad_row == "error" else on_bad_row}
-    return [
-        f"dataset.{key}={shown(value)}: the documents and splits of dataset=pretokenized were fixed when it was "
-        "tokenized; leave it out, or tokenize again"
-        for key, value in given.items()
-        if value is not None
-    ]
+    for key, value in given.items():
+        if value is not None:
+            yield (
+                f"dataset.{key}={shown(value)}: the documents and splits of dataset=pretokenized were fixed when it "
+                "was tokenized; leave it out, or tokenize again"
+            )
 
 
 @cross_check("dataset.name", "tokenizer.name")
-def prepared_tokens_have_their_tokenizer(dataset: str, tokenizer: str) -> list[str]:
+def prepared_tokens_have_their_tokenizer(dataset: str, tokenizer: str) -> Iterator[str]:
     if dataset == "pretokenized" and tokenizer in ("bpe", "char"):
-        return [
+        yield (
             f"tokenizer={tokenizer}: is learned from a text, and dataset=pretokenized was tokenized already; add "
             "tokenizer=pretokenized"
-        ]
+        )
     if dataset != "pretokenized" and tokenizer == "pretokenized":
-        return [
+        yield (
             f"tokenizer=pretokenized: belongs to dataset=pretokenized, and dataset={dataset} was chosen; use bpe, "
             "byte, char, file or gpt2"
-        ]
-    return []
+        )
 
 
 @cross_check("training.max_steps", "training.num_epochs")
-def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
+def one_length(max_steps: int | None, num_epochs: float | None) -> Iterator[str]:
     if max_steps is None and num_epochs is None:
-        return ["training.max_steps=null: either it or training.num_epochs must be given"]
+        yield "training.max_steps=null: either it or training.num_epochs must be given"
     if max_steps is not None and num_epochs is not None:
-        return [
+        yield (
             f"training.num_epochs={num_epochs:g}: only one of it and training.max_steps={max_steps} may be given; "
             "leave one out"
-        ]
-    return []
+        )
 
 
 @cross_check("training.max_steps", "schedule.warmup_ratio", "schedule.warmup_steps")
-def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float, warmup_steps: int | None) -> list[str]:
-    if max_steps is not None and warmup_steps is not None and warmup_steps >= max_steps:
-        return [
+def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float, warmup_steps: int | None) -> Iterator[str]:
+    if max_steps is None:
+        return
+    if warmup_steps is None and round(warmup_ratio * max_steps) >= max_steps:
+        yield (
+            f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of training.max_steps={max_steps}; at least one "
+            "step must be left"
+        )
+    if warmup_steps is not None and warmup_steps >= max_steps:
+        yield (
             f"schedule.warmup_steps={warmup_steps}: must be less than training.max_steps={max_steps}, so that at least "
             "one step is left after warm-up; give fewer, or more training.max_steps"
-        ]
-    if max_steps is None or warmup_steps is not None or round(warmup_ratio * max_steps) < max_steps:
-        return []
-    return [
-        f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of training.max_steps={max_steps}; at least one "
-        "step must be left"
-    ]
+        )
 
 
 @cross_check("schedule.name", "optimizer.name", "optimizer.learning_rate", "model.learning_rate")
-def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, models: float) -> list[str]:
-    if schedule != "noam" or optimizer != "adamw" or learning_rate == models:
-        return []
-    return [
-        f"optimizer.learning_rate={learning_rate:g}: schedule=noam has a peak of its own; did you mean "
-        f"schedule.peak={learning_rate:g}?"
-    ]
+def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, models: float) -> Iterator[str]:
+    if schedule == "noam" and optimizer == "adamw" and learning_rate != models:
+        yield (
+            f"optimizer.learning_rate={learning_rate:g}: schedule=noam has a peak of its own; did you mean "
+            f"schedule.peak={learning_rate:g}?"
+        )
 
 
 @cross_check("training.patience", "schedule.patience")
-def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None) -> list[str]:
-    if patience is None or lowers is None or lowers < patience:
-        return []
-    return [
-        f"training.patience={patience}: ends the run before schedule.patience={lowers} evaluations could lower the "
-        "rate; give a longer one, or a shorter schedule.patience"
-    ]
+def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None) -> Iterator[str]:
+    if patience is not None and lowers is not None and lowers >= patience:
+        yield (
+            f"training.patience={patience}: ends the run before schedule.patience={lowers} evaluations could lower the "
+            "rate; give a longer one, or a shorter schedule.patience"
+        )
 
 
 @cross_check("schedule.min_learning_rate", "optimizer.learning_rate", "architecture.learning_rate_scale")
-def the_rate_falls(smallest: float | None, learning_rate: float, scale: float) -> list[str]:
-    if smallest is None or smallest <= learning_rate * scale:
-        return []
-    product = "" if scale == 1 else f" x architecture.learning_rate_scale={scale:g} = {learning_rate * scale:g}"
-    return [
-        f"schedule.min_learning_rate={smallest:g}: must not be above the highest rate, optimizer.learning_rate="
-        f"{learning_rate:g}{product}"
-    ]
+def the_rate_falls(smallest: float | None, learning_rate: float, scale: float) -> Iterator[str]:
+    if smallest is not None and smallest > learning_rate * scale:
+        product = "" if scale == 1 else f" x architecture.learning_rate_scale={scale:g} = {learning_rate * scale:g}"
+        yield (
+            f"schedule.min_learning_rate={smallest:g}: must not be above the highest rate, optimizer.learning_rate="
+            f"{learning_rate:g}{product}"
+        )

@@ -6,6 +6,7 @@
     language_model.py   task=language_model: predict the next token of a text
     forecasting/        task=forecasting: predict the next steps of a time series
     classification/     task=classification: predict the label of a text
+    pairs.py            what tasks have in common whose model generates the target of a source
     sequences.py        task=reversal, copy, sort: transform a sequence of symbols
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
     sequence_pictures.py  their cross-attention, as a number and as a picture

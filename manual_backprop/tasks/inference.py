@@ -14,6 +14,8 @@ import numpy as np
 from ..common.batch import AnyBatch
 from ..common.errors import InputError
 
+TEXT = [{"type": "string", "required": True}]  # texts as inputs or outputs, in a `signature`
+
 
 @dataclass(frozen=True)
 class Reading:

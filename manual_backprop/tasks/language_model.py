@@ -15,21 +15,19 @@ from typing import Any, Self
 import torch
 
 from ..common.batch import AnyBatch, Batch
-from ..common.errors import ConfigError
 from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
-from ..config.validation import BYTE_TOKENS, GPT2_TOKENS
+from ..config.validation import FIXED_VOCABULARIES
 from ..data.tokens.corpus import Corpus, prepare_corpus
 from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
 from ..data.tokens.text_size import TextSize, text_size
 from ..data.tokens.token_cache import Split
-from ..models.wrappers.language_model import LanguageModel, build_model
+from ..models.wrappers.language_model import LanguageModel
 from .evaluation import Evaluation, Evaluator, ShownToken, shown_tokens, unigram_and_bigram_loss
 from .preview import EstimatedOrder, Preview, most_tokens, rows_of_a_step
 from .samples import draw_samples, encode_prompts
-from .task import Evaluated, Measured, Task
+from .task import TOKENIZER_REFUSAL, Evaluated, Measured, Task
 
-SAME_EVERYWHERE = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}  # tokenizers and their vocabularies
 NGRAM_ROWS = 256  # sequences in a batch for the unigram and bigram models
 
 
@@ -37,6 +35,11 @@ class LanguageModelTask(Task):
     """Language modelling on the text of a run's config."""
 
     evaluate_options = ("--test", "--tokens", "--generate")
+    refusals: Mapping[str, str] = {
+        "dataset_digest": "dataset: this text, or the name of a file in it, has changed; bring back that of {}, or "
+        "start a new run",
+        "tokenizer_digest": TOKENIZER_REFUSAL,
+    }
 
     def __init__(self, config: RunConfig, corpus: Corpus, cache: Path):
         self.config, self.corpus, self.cache = config, corpus, cache
@@ -50,24 +53,22 @@ class LanguageModelTask(Task):
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
         text = text_size(config.dataset, config.tokenizer, cache)
-        about = "" if text.prepared else "about "
-        known = (
-            f"{about}{text.train_tokens:,} tokens for training, {text.validation_tokens:,} for validation, vocabulary "
-        )
-        known += f"{text.vocab_size:,}" + " (not prepared yet)" * (not text.prepared)
         if text.train_tokens is None:
-            known = f"unknown until it is downloaded; vocabulary {text.vocab_size:,}"
+            known = f"unknown until it is prepared; vocabulary {text.vocab_size:,}"
+        else:
+            about, missing = ("", "") if text.prepared else ("about ", " (not prepared yet)")
+            known = f"{about}{text.train_tokens:,} tokens for training, {text.validation_tokens:,} for validation, "
+            known += f"vocabulary {text.vocab_size:,}{missing}"
         order = cls(config, text.corpus, cache).order() if text.corpus is not None else _estimated_order(config, text)
         tokens = most_tokens(config) if order is None else order.tokens_per_step
         step = f"{tokens:,} tokens: {rows_of_a_step(config)} sequences of {config.model.max_seq_len}"
         if config.batching.name == "padded":
-            length = config.model.max_seq_len
-            longest = min(config.dataset.max_length or length, length)
+            longest = _longest_document(config)
             step = f"{tokens:,} tokens: {rows_of_a_step(config)} documents, none longer than {longest}"
             step = f"{'at most' if order is None else 'about'} {step}"
         return Preview(
             config=config,
-            vocab_size=text.vocab_size,
+            network_config=config.network_config(text.vocab_size),
             prepared=text.prepared,
             examples=("text", known),
             order=order,
@@ -81,23 +82,12 @@ class LanguageModelTask(Task):
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
         """The network's config; None unless the config names the vocabulary size or a tokenizer with a fixed one."""
-        vocab_size = config.model.vocab_size or SAME_EVERYWHERE.get(config.tokenizer.name)
+        vocab_size = config.model.vocab_size or FIXED_VOCABULARIES.get(config.tokenizer.name)
         return None if vocab_size is None else config.network_config(vocab_size)
 
     @property
     def network_config(self) -> CustomTransformerConfig:
-        wanted, tokens = self.config.model.vocab_size, self.corpus.tokenizer.vocab_size
-        if wanted is not None and wanted < tokens:
-            raise ConfigError(
-                [
-                    f"model.vocab_size={wanted}: the tokenizer has {tokens} tokens; give at least {tokens}, or "
-                    "null for exactly as many"
-                ]
-            )
-        return self.config.network_config(tokens)
-
-    def build_model(self) -> LanguageModel:
-        return build_model(self.config.implementation.name, self.network_config)
+        return self.network_of_tokenizer(self.corpus.tokenizer.vocab_size)
 
     def order(self, repeat: int | None = None) -> Order:
         config = self.config
@@ -278,18 +268,14 @@ class LanguageModelTask(Task):
         """Write tokenizer.json, and tokenizer_config.json if the tokenizer has one."""
         self.corpus.tokenizer.save(directory)
 
-    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        way_out = f"; bring back that of {checkpoint}, or start a new run"
+    def different_examples(self, state: Mapping[str, Any], checkpoint: Path) -> list[str]:
         before, now = state["network"].get("vocab_size"), self.network_config.vocab_size
-        sentences = {
-            "dataset_digest": f"dataset: this text, or the name of a file in it, has changed{way_out}",
-            "tokenizer_digest": f"tokenizer: it has changed{way_out}",
-        }
-        differences = [sentence for name, sentence in sentences.items() if state.get(name) != self.digests[name]]
-        if before != now:
-            differences.append(f"model.vocab_size={now}: must stay {before}, as in {checkpoint}")
-        if differences:
-            raise ConfigError(differences)
+        vocabulary = [f"model.vocab_size={now}: must stay {before}, as in {checkpoint}"] if before != now else []
+        return super().different_examples(state, checkpoint) + vocabulary
+
+
+def _longest_document(config: RunConfig) -> int:
+    return min(config.dataset.max_length or config.model.max_seq_len, config.model.max_seq_len)
 
 
 def _estimated_order(config: RunConfig, text: TextSize) -> EstimatedOrder | None:
@@ -302,8 +288,7 @@ def _estimated_order(config: RunConfig, text: TextSize) -> EstimatedOrder | None
     if config.batching.name == "padded":
         if text.train_documents is None:
             return None
-        longest = min(config.dataset.max_length or length, length)
-        tokens = min(text.train_tokens, text.train_documents * longest)
+        tokens = min(text.train_tokens, text.train_documents * _longest_document(config))
         steps = math.ceil(text.train_documents / rows)
         return EstimatedOrder(steps, max(1, round(tokens / steps)))
     return EstimatedOrder(max(text.train_tokens // length - 1, 1) / rows, rows * length)

@@ -27,19 +27,13 @@ class Preview:
     """The number of steps and tokens of a run, from its config; estimates unless `prepared`."""
 
     config: RunConfig
-    vocab_size: int
-    prepared: bool
+    network_config: CustomTransformerConfig  # of the network that the task will build
     examples: tuple[str, str]  # what they are called, and their description
     order: Order | EstimatedOrder | None  # None: the number of examples is not known yet
     step: str  # what a step holds, as in 2,048 tokens: 8 x 2 sequences of 128
-    evaluated_tokens: int  # in the whole validation split
-    generated_tokens: int  # in one evaluation, each from those before it
-    network: CustomTransformerConfig | None = None  # if it does not follow from the config and the vocabulary alone
-
-    @property
-    def network_config(self) -> CustomTransformerConfig:
-        """The config of the network that the task will build."""
-        return self.network or self.config.network_config(self.vocab_size)
+    prepared: bool = True
+    evaluated_tokens: int = 0  # in the whole validation split
+    generated_tokens: int = 0  # in one evaluation, each from those before it
 
     @property
     def steps_per_epoch(self) -> float | None:

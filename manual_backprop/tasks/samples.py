@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -57,20 +56,10 @@ def draw_samples(
     return processes().mapped(text, range(len(prompts)))
 
 
-@dataclass(frozen=True)
-class WordCounts:
-    """How varied a text is; words are separated by white space."""
-
-    words: int
-    distinct: int
-    repeated_bigrams: int  # pairs of adjacent words that occur earlier in the text
-
-    def __str__(self) -> str:
-        pairs = max(self.words - 1, 0)
-        return f"{self.words} words, {self.distinct} distinct; {self.repeated_bigrams} of {pairs} bigrams repeated"
-
-
-def count_words(text: str) -> WordCounts:
+def count_words(text: str) -> str:
+    """How varied a text is, in words: how many there are, and how many pairs of adjacent ones occur before. Words are
+    separated by white space."""
     words = text.split()
     pairs = list(pairwise(words))
-    return WordCounts(len(words), len(set(words)), len(pairs) - len(set(pairs)))
+    repeated = len(pairs) - len(set(pairs))
+    return f"{len(words)} words, {len(set(words))} distinct; {repeated} of {len(pairs)} bigrams repeated"

@@ -6,7 +6,7 @@ symbols decides its split, independent of the seed: no run, with any seed, train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,78 +16,50 @@ from ..common.batch import IGNORED, AnyBatch, Batch, PairBatch, moved
 from ..common.errors import InputError
 from ..config.schema import TaskConfig
 from ..config.task_rules import sequence_vocabulary
+from .pairs import SpecialIds
 
 SPLITS = ("training", "validation", "test")
 HELD_OUT = 20  # of this many rows, on average one is in the test split and one in the validation split
 CANDIDATES = 1 << 14  # rows drawn at once
 MOST_DRAWN = 64  # after this many draws of CANDIDATES rows without one of the split, we assume that there is none
 
-TRANSFORMS: dict[
-    str, Callable[[np.ndarray, np.ndarray], np.ndarray]
-] = {}  # source (N, longest), lengths (N,) -> target
 
-
-def transform(name: str) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
-    def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        TRANSFORMS[name] = function
-        return function
-
-    return register
-
-
-@transform("copy")
 def _copied(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return source
 
 
-@transform("reversal")
 def _reversed(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     places = np.maximum(lengths[:, None] - 1 - np.arange(source.shape[1]), 0)
     return np.take_along_axis(source, places, axis=1)
 
 
-@transform("sort")
 def _sorted(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     is_padding = np.arange(source.shape[1]) >= lengths[:, None]
     return np.sort(np.where(is_padding, np.iinfo(np.int64).max, source), axis=1)
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """Token ids: the symbols from 0 on, then the special tokens below. Only a decoder has a separator, between source
-    and target in one sequence."""
+# source (N, longest), lengths (N,) -> target
+TRANSFORMS = {"copy": _copied, "reversal": _reversed, "sort": _sorted}
 
-    symbols: int
+
+@dataclass(frozen=True)
+class Vocabulary(SpecialIds):
+    """Token ids: the symbols from 0 on, then the special tokens. Only a decoder has a separator, between source and
+    target in one sequence."""
+
     network: str
 
     @property
-    def padding(self) -> int:
-        return self.symbols
-
-    @property
-    def beginning(self) -> int:
-        return self.symbols + 1
-
-    @property
-    def end(self) -> int:
-        return self.symbols + 2
-
-    @property
     def separator(self) -> int:
-        return self.symbols + 3
+        return self.padding + 3
 
     @property
     def size(self) -> int:
-        return sequence_vocabulary(self.symbols, self.network)
+        return sequence_vocabulary(self.padding, self.network)
 
     def words(self, tokens: Sequence[int]) -> str:
         names = {self.padding: "<pad>", self.beginning: "<bos>", self.end: "<eos>", self.separator: "<sep>"}
         return " ".join(names.get(token, str(token)) for token in tokens)
-
-    def generated(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens before the first end token; all of them if there is none."""
-        tokens = list(tokens)
-        return tokens[: tokens.index(self.end)] if self.end in tokens else tokens
 
 
 class Rows:

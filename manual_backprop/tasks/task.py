@@ -18,11 +18,14 @@ import torch
 from ..common.batch import AnyBatch
 from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
-from ..data.tokens.order import Order
+from ..data.tokens.order import Order, Padded, Repeated, RowsOfLengths
+from ..models.wrappers.building import build_wrapper
 from ..models.wrappers.wrapper import NetworkWrapper
 from .evaluation import Evaluator, ShownToken
 from .inference import Predictor, Reading, Writer
-from .preview import Preview
+from .preview import Preview, rows_of_a_step
+
+TOKENIZER_REFUSAL = "tokenizer: it has changed; bring back that of {}, or start a new run"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Task(ABC):
     best_is_highest = False  # whether the highest value of that metric is the best, or the lowest
     predictions_title = "a sample"
     files: tuple[str, ...] = ()  # the files that `save` writes; every checkpoint has a copy
+    refusals: Mapping[str, str] = {}  # by names of `digests`: about a checkpoint {} with another one
 
     config: RunConfig
     digests: Mapping[str, str]  # SHA-256 of everything that determines the examples, by their names in checkpoints
@@ -88,17 +92,15 @@ class Task(ABC):
         InputError for data that cannot be used."""
         task = cls.open(config, cache)
         order = task.order()
-        return Preview(
-            config=config,
-            vocab_size=task.network_config.vocab_size,
-            network=task.network_config,
-            prepared=True,
-            examples=("examples", task.about),
-            order=order,
-            step=f"{order.tokens_per_step:,} tokens",
-            evaluated_tokens=0,
-            generated_tokens=0,
-        )
+        step = f"{order.tokens_per_step:,} tokens"
+        return Preview(config, task.network_config, ("examples", task.about), order, step)
+
+    def previewed(self, examples: str, rows: str, unit: str = "tokens", **more: Any) -> Preview:
+        """The preview of this task. `examples`: what they are called. `rows`: what the rows of a step hold. `more`:
+        further fields of Preview."""
+        order = self.order()
+        step = f"about {order.tokens_per_step:,} {unit}: {rows_of_a_step(self.config)} {rows}"
+        return Preview(self.config, self.network_config, (examples, self.about), order, step, **more)
 
     # The parts of a run
 
@@ -112,9 +114,21 @@ class Task(ABC):
     def network_config(self) -> CustomTransformerConfig:
         """The network's config, from the run's config and the examples. Raises ConfigError if they do not fit."""
 
-    @abstractmethod
-    def build_model(self) -> NetworkWrapper:
-        """A new model with `network_config`, whose head and loss fit this task's batches."""
+    def network_of_tokenizer(self, tokens: int, **fields: Any) -> CustomTransformerConfig:
+        """The `network_config` for a tokenizer's number of tokens. `fields` are those of `RunConfig.network_config`."""
+        wanted = self.config.model.vocab_size
+        if wanted is not None and wanted < tokens:
+            raise ConfigError(
+                [
+                    f"model.vocab_size={wanted}: the tokenizer has {tokens} tokens; give at least {tokens}, or "
+                    "null for exactly as many"
+                ]
+            )
+        return self.config.network_config(tokens, **fields)
+
+    def build_model(self) -> Any:
+        """A new model with `network_config`, whose head and loss fit this task's batches: a network in its wrapper."""
+        return build_wrapper(self.config.implementation.name, self.network_config)
 
     @abstractmethod
     def order(self, repeat: int | None = None) -> Order:
@@ -122,6 +136,14 @@ class Task(ABC):
 
         Raises InputError if there are too few examples.
         """
+
+    def every_row(self, rows: RowsOfLengths, longest: int, repeat: int | None) -> Order:
+        """The `order` in which each epoch has every row once. A step has rows of all lengths (bucket=1): with rows of
+        one length in each step, training is slower."""
+        config, training = self.config, self.config.training
+        sizes = training.batch_size, training.gradient_accumulation_steps
+        order: Order = Padded(rows, longest, config.seed, *sizes, bucket=1)
+        return order if repeat is None else Repeated(order, repeat)
 
     def check(self) -> None:  # noqa: B027  generated examples need no check
         """Called before a run starts. Raises InputError if the validation split cannot be used."""
@@ -220,7 +242,14 @@ class Task(ABC):
 
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         """Raise ConfigError if a checkpoint with this state was trained on other examples."""
-        differing = [name.removesuffix("_digest") for name, digest in self.digests.items() if state.get(name) != digest]
-        if differing:
-            way_out = f"bring back that of {checkpoint}, or start a new run"
-            raise ConfigError([f"{name}: it is not the one of the checkpoint; {way_out}" for name in differing])
+        if differing := self.different_examples(state, checkpoint):
+            raise ConfigError(differing)
+
+    def different_examples(self, state: Mapping[str, Any], checkpoint: Path) -> list[str]:
+        """One sentence for each of the `digests` that is not the one of a checkpoint with this state."""
+        usual = "{}: it is not the one of the checkpoint; bring back that of {{}}, or start a new run"
+        return [
+            self.refusals.get(name, usual.format(name.removesuffix("_digest"))).format(checkpoint)
+            for name, digest in self.digests.items()
+            if state.get(name) != digest
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import InputError, ManualBackpropError, RunInUseError, StorageError
+from ..common.errors import BadRowError, InputError, ManualBackpropError, RunInUseError, StorageError
 
 if TYPE_CHECKING:
     from ..tasks import Measured, Task
@@ -51,6 +51,11 @@ def measure(saved: SavedModel, task: Task, split: str, max_batches: int | None, 
     """Measure a model on a split. Raises InputError if there is no such split."""
     try:
         return task.measure_split(saved.model, split, max_batches, predictions)
+    except BadRowError as error:  # whose way out is one for a run, before its network is trained
+        raise InputError(
+            f"--split {split}: {error.row}. Every row of a split is measured: correct this one, or remove it, and give "
+            "the result as --test PLACE."
+        ) from error
     except InputError as error:
         raise InputError(f"--split {split}: {error}") from error
 

@@ -18,7 +18,7 @@ from manual_backprop.config.network import network_of_state
 from manual_backprop.config.other_programs import known_elsewhere
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import CustomTransformerConfig, option_values
-from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS
+from manual_backprop.config.validation import FIXED_VOCABULARIES
 from manual_backprop.trained_models.huggingface_directory import as_checkpoint, is_exported, read_network
 from manual_backprop.trained_models.saved_model import find
 
@@ -150,7 +150,7 @@ def _too_many_tokens(tokenizer: Any, model: InitialModel) -> list[str]:
     name = tokenizer.get("name") if isinstance(tokenizer, Mapping) else None
     if name not in ("byte", "gpt2", "bpe"):
         return []
-    tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(name, tokenizer.get("vocab_size"))
+    tokens = FIXED_VOCABULARIES.get(name, tokenizer.get("vocab_size"))
     if not isinstance(tokens, int) or tokens <= model.network.vocab_size:
         return []
     return [f"tokenizer={name}: has {tokens} tokens, but its weights are for {model.network.vocab_size}"]

@@ -108,8 +108,8 @@ class Planner:
         return Plan(config, network, preview, _first_step(config), memory, self.speeds[work])
 
     def _preview(self, config: RunConfig) -> Preview:
-        examples = config.task, config.dataset, config.tokenizer, config.batching, config.seed, config.network_name
-        key = *examples, config.model.max_seq_len, config.training
+        examples = config.task, config.dataset, config.tokenizer, config.batching
+        key = *examples, config.training, config.network_config(1)  # 1: whatever the vocabulary of the examples is
         if key not in self.previews:
             self.previews[key] = preview_task(config, OUTPUTS / "datasets")
         return self.previews[key]

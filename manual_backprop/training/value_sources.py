@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.json_files import flattened
 from manual_backprop.common.origin import SOURCES
-from manual_backprop.config.composition import EXPERIMENTS, is_choice
-from manual_backprop.config.schema import RunConfig
+from manual_backprop.config.composition import is_choice
+from manual_backprop.config.schema import EXPERIMENTS, RunConfig
 from manual_backprop.config.validation import groups, is_text, keys
 from manual_backprop.trained_models.initial_weights import SET_HERE
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..common.errors import ConfigError, InputError
 from ..config.network import CustomTransformerConfig
-from ..config.validation import validate, with_defaults
+from ..config.validation import FIXED_VOCABULARIES, validate, with_defaults
 from ..tracking import TrainingLog
 
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
@@ -48,7 +48,6 @@ def estimate_model_params(config: Any) -> int:
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """The network's config from the config of a run. Only a run knows what its examples add, such as their labels."""
     from ..tasks import task_named  # torch
-    from ..tasks.language_model import SAME_EVERYWHERE
 
     with suppress(ConfigError):
         run = validate(with_defaults(config))
@@ -57,7 +56,7 @@ def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     groups = {name: value if isinstance(value, Mapping) else {} for name, value in config.items()}
     network = dict(groups["model"])
     if network.get("vocab_size") is None:
-        network["vocab_size"] = SAME_EVERYWHERE.get(str(groups.get("tokenizer", {}).get("name")))
+        network["vocab_size"] = FIXED_VOCABULARIES.get(str(groups.get("tokenizer", {}).get("name")))
     architecture = groups.get("architecture", {})
     named = {"architecture": "name", "activation": "activation"}
     return network | {name: architecture[key] for name, key in named.items() if key in architecture}

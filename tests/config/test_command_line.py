@@ -92,6 +92,9 @@ REFUSED: list[tuple[str, str]] = [
     ("hydra.verbose=3", "names of loggers"),
     ("tags.note='???'", "tags.note"),
     ("tags.a.b=1", "tags"),
+    ("seed.start=4", "did you mean seed?"),
+    ("seed.compile=true", "did you mean seed?"),
+    ("start=4", "manual_backprop.generate last --prompt TEXT"),
 ]
 
 
@@ -101,6 +104,15 @@ def test_a_wrong_override_is_one_violation_that_says_how_to_go_on(hydra: Compose
     assert len(found) == 1, found
     assert says in found[0]
     assert "\n" not in found[0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["optimizer.fused=true", "fused=true", "kernels.fused=true", "optimizer.foreach=true", "model.start=4", "port=80"],
+)
+def test_nothing_is_hinted_at_where_nothing_is_near(hydra: Composer, given: str) -> None:
+    assert refused(hydra, [given]) == [f"{given}: there is no such key"]
+    assert refused(hydra, [f"--{given}"]) == [f"--{given}: there is no such option"]
 
 
 ACCEPTED = [

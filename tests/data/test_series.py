@@ -71,6 +71,31 @@ def test_times_and_steps(tmp_path: Path, times: tuple[str, ...], step: str, afte
     assert len(series) == (4 if times[2] in ("1961", "2020-04") else 3)
 
 
+@pytest.mark.parametrize(
+    ("times", "steps"),  # and the first step after the end that has no date
+    [
+        (("9999-08", "9999-09", "9999-10"), 3),
+        (("9999-10-31", "9999-11-30", "9999-12-31"), 1),
+        (("9997-05-01", "9998-05-01", "9999-05-01"), 1),
+        (("9999-12-27", "9999-12-28", "9999-12-29"), 3),
+        (("9999-12-31 20:00", "9999-12-31 21:00", "9999-12-31 22:00"), 2),
+    ],
+)
+def test_dates_end_with_the_year_9999(tmp_path: Path, times: tuple[str, ...], steps: int) -> None:
+    series = read(tmp_path, "t,x\n" + "".join(f"{time},{n}\n" for n, time in enumerate(times)))
+    assert series.time_text(1 + steps).startswith("9999-")
+    for more in (steps, 10**6):
+        why = rf"series\.csv: ends at {times[-1]}.*, so step {more} after its end is beyond the year 9999"
+        with pytest.raises(InputError, match=why):
+            series.time_text(2 + more)
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:00-05:00", "0001-01-01T00:00+05:00"])
+def test_a_time_that_has_no_date_in_utc(tmp_path: Path, time: str) -> None:
+    with pytest.raises(InputError, match=r"line 2: the time .* is not a date"):
+        read(tmp_path, dated(f"{time},1,2", "2020-01-02,2,3"))
+
+
 GOOD = ("2020-01-01,1,2", "2020-01-02,2,3", "2020-01-03,3,4")
 
 

@@ -16,7 +16,6 @@ from manual_backprop.common.batch import IGNORED, Batch
 from manual_backprop.config.rules import Whole
 from manual_backprop.config.schema import CustomTransformerConfig, RunConfig
 from manual_backprop.data.tokens.order import Order
-from manual_backprop.models.wrappers.building import build_wrapper
 from manual_backprop.tasks import Evaluated, Task
 
 ROWS = 8
@@ -77,9 +76,6 @@ class Counting(Task):
     @property
     def network_config(self) -> CustomTransformerConfig:
         return self.config.network_config(self.modulus, head_loss="brier")
-
-    def build_model(self) -> Any:
-        return build_wrapper(self.config.implementation.name, self.network_config)
 
     def order(self, repeat: int | None = None) -> Rows:
         return Rows(self.modulus, self.config.model.max_seq_len)

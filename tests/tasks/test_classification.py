@@ -321,15 +321,22 @@ def test_it_is_measured_again(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     Path("held-out.csv").write_text("text,label\n1 days a lynx 1,cat\n2 days a pike 2,fish\n")
     evaluate.main(["last", "--split", "test", "--test", "held-out.csv"])
     assert "test: 2 texts" in capsys.readouterr().out
+    Path("bad.csv").write_text("text,label\n1 days a lynx 1,cat\n ,fish\n")
     for arguments, words in (
         (["--tokens", "3"], "--tokens: is not available for task=classification; available: --test, --predictions"),
         (
             ["--split", "test", "--test", "absent.jsonl"],
             "--split test: dataset.test=absent.jsonl: there is no such file",
         ),
+        (
+            ["--split", "test", "--test", "bad.csv"],
+            r"--split test: bad\.csv, line 3: 'text' is empty.* correct this one, or remove it, and give the result as "
+            "--test",
+        ),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=words) as refused:
             evaluate.main(["last", *arguments])
+        assert "on_bad_row" not in str(refused.value), "evaluate takes no keys"
 
 
 def answers(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -424,7 +431,7 @@ def test_it_goes_on_bit_for_bit_and_with_its_own_data_alone(root: Path, tmp_path
 
 def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> None:
     preview = preview_task(config_of(root / "rows.jsonl"), root / "outputs/datasets")
-    assert (preview.vocab_size, preview.network_config.n_outputs, preview.prepared) == (257, 3, False)
+    assert (preview.network_config.vocab_size, preview.network_config.n_outputs, preview.prepared) == (257, 3, False)
     assert "texts of 3 labels for training" in preview.examples[1]
     path = write(tmp_path / "rows.jsonl", [("ab" * (1 + n % 9), n % 2) for n in range(40)])
     other = write(tmp_path / "other.jsonl", [("abc", 0)])

@@ -179,6 +179,22 @@ def test_several_processes_forecast_a_part_of_the_windows_each(tmp_path: Path) -
         assert np.allclose(sum(parts), whole, rtol=1e-12, atol=0)
 
 
+def test_the_first_of_several_processes_fits_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others evaluate and report nothing."""
+    second = Processes()
+    second.rank, second.size = 1, 2
+    fitted = []
+    monkeypatch.setattr(Ridge, "__init__", lambda *given: fitted.append(given))
+    monkeypatch.setattr(Ridge, "forecasts", lambda self, history: np.zeros((len(history), 6, 2)))
+    first, other = (opened(write(tmp_path / "a.csv", table())) for _ in range(2))
+    with acting_as(second):
+        assert other.notes == first.notes
+        assert other.evaluate(other.build_model()).short.startswith("RMSE")
+        assert (other.baselines, fitted) == ("", [])
+    assert first.baselines.startswith("baselines' RMSE: ridge ")
+    assert len(fitted) == 1
+
+
 # Measures
 
 
@@ -367,6 +383,11 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
         ("", "is empty"),
         (
             "month,a,b\n"
+            + "".join(f"{year}-{month:02},{month},2\n" for year in (9998, 9999) for month in range(1, 13)),
+            "ends at 9999-12, so step 1 after its end is beyond the year 9999",
+        ),
+        (
+            "month,a,b\n"
             + "".join(f"2000-{month:02},{1 if month < 3 else ''},2\n" for month in range(1, 13))
             + "".join(f"200{year}-{month:02},,{month}\n" for year in (1, 2, 3) for month in range(1, 13)),
             "a has no value in its last 24 steps, which this model reads",
@@ -488,9 +509,8 @@ def test_a_config_that_does_not_fit(tmp_path: Path, overrides: tuple[str, ...], 
 
 
 def test_other_tasks_refuse_a_series_and_this_one_a_model_of_texts() -> None:
-    assert (
-        "init_from=last: starts from a language" in only_a_language_model_has_initial_weights("forecasting", "last")[0]
-    )
+    (violation,) = only_a_language_model_has_initial_weights("forecasting", "last")
+    assert "init_from=last: starts from a language" in violation
     with pytest.raises(ConfigError, match=r"dataset=co2: task=language_model learns from .*, or use task=forecasting"):
         check(["dataset=co2"])
 

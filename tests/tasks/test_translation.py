@@ -22,7 +22,7 @@ from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.data.tokens.pair_corpus import PairSplit
 from manual_backprop.served_model import _load_pyfunc
-from manual_backprop.tasks.translation.rows import PairRows, SpecialIds
+from manual_backprop.tasks.translation.rows import PairRows, TargetIds
 from manual_backprop.tasks.translation.scores import chrf, scores_of
 from manual_backprop.tracking.mlflow_model import write_model
 from manual_backprop.training.command_line import check
@@ -101,7 +101,7 @@ def test_a_batch_of_pairs(own: int | None) -> None:
     assert batch.tokens.tolist() == [[7, 4, 6, 6], [7, 5, 1, 2]]
     assert batch.targets.tolist() == [[4, 8, no, no], [5, 1, 2, 8]]
     assert batch.first_row == 3
-    assert SpecialIds(9).generated([1, 6, 2, 7, 8, 3]) == [1, 2]
+    assert TargetIds.of(9).generated([1, 6, 2, 7, 8, 3]) == [1, 2]
 
 
 def test_pairs_that_are_too_long() -> None:
@@ -175,6 +175,11 @@ def test_it_goes_on_and_is_evaluated(finished: Path, tmp_path: Path, capsys: pyt
         (tmp_path / "t.tsv").write_text("ai ia\t<iia>\n")
         evaluate.main([finished.name, "--split", "test", "--test", str(tmp_path / "t.tsv")])
         assert "test: 1 pairs" in capsys.readouterr().out
+        for text, words in (("ai ia\t<iia>\nai\n", "line 2: "), (f"{'ai ' * 99}\tia\n", "the source has ")):
+            (tmp_path / "bad.tsv").write_text(text)
+            with pytest.raises(InputError, match=rf"bad\.tsv.*{words}.* give the result as --test") as refused:
+                evaluate.main([finished.name, "--split", "test", "--test", str(tmp_path / "bad.tsv")])
+            assert not re.search("on_bad_row|max_seq_len", str(refused.value)), "evaluate takes no keys"
         (root / "pairs.tsv").write_text("ai ia\t<iia>\n" * 30 + "".join(f"{s}\t{t}\n" for s, t in PAIRS))
         with pytest.raises(
             ConfigError, match="dataset: the pairs, or the name of a file with them, have changed; bring back"

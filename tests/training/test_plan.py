@@ -34,7 +34,7 @@ from manual_backprop.study.estimates.memory import (
     too_large,
 )
 from manual_backprop.study.estimates.time import Speed, measure_speed
-from manual_backprop.tasks import Preview
+from manual_backprop.tasks import Preview, preview_task
 from manual_backprop.training import plan
 from manual_backprop.training.command_line import Job, check
 from manual_backprop.training.plan import Planner, duration, plan_page, print_plans
@@ -125,6 +125,25 @@ def test_a_plan_writes_nothing_and_says_everything(
     assert "at the peak" in said["memory"]
     assert "were timed just now; in brackets by the fastest" in page or "timed just now; the machine was busy" in page
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_of_unknown_size(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    preview = preview_task(config_of(text, "dataset.subset_size=5"), tmp_path)
+    assert preview.examples == ("text", "unknown until it is prepared; vocabulary 257")
+    assert preview.order is None
+
+
+def test_each_job_of_a_sweep_has_its_own_network(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share the text, and one planner."""
+    planner = Planner()
+    measured = plan.preview_task
+    asked: list[RunConfig] = []
+    monkeypatch.setattr(plan, "preview_task", lambda config, cache: asked.append(config) or measured(config, cache))
+    for blocks in (1, 2, 1):
+        config = config_of(text, f"model.n_blocks={blocks}")
+        assert planner._preview(config).network_config == config.network_config(257)
+    assert len(asked) == 2
 
 
 def test_steps_an_epoch_are_those_of_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,8 @@ GAPS = ("", "nan", "na", "n/a", "null", "none")
 DELIMITERS = ",;\t"
 TOLERANCE = 0.1  # of a step
 DAY = 86400.0  # [s]
+FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+END_OF_TIMES = datetime(9999, 12, 31, tzinfo=UTC).timestamp() + DAY  # datetime has no later ones
 KINDS = {"number": "a number", "month": "a month, as in 1958-03", "date": "a date", "time": "a date with a time of day"}
 
 
@@ -103,10 +105,16 @@ class Series:
         return json_digest([self.names, self.times.tobytes().hex(), *gaps])
 
     def time_text(self, place: int) -> str:
-        """The time of a step as text; also of steps after the last one."""
+        """The time of a step as text; also of steps after the last one. Raises InputError after the year 9999."""
         last = len(self) - 1
-        stamp = self.times[place] if place <= last else self.clock.after(float(self.times[last]), place - last)
-        return self.clock.time_text(float(stamp))
+        try:
+            stamp = self.times[place] if place <= last else self.clock.after(float(self.times[last]), place - last)
+            return self.clock.time_text(float(stamp))
+        except (ValueError, OverflowError):  # of datetime
+            raise InputError(
+                f"{self.place}: ends at {self.time_text(last)}, so step {place - last} after its end is beyond the "
+                "year 9999, the last one that a date can have; give a series that ends earlier"
+            ) from None
 
 
 def open_series(dataset: DatasetConfig) -> Series:
@@ -349,7 +357,8 @@ def _parsed(cell: str, kind: str | None) -> tuple[str, float] | None:
         except ValueError:
             return ("number", float(cell)) if kind in (None, "number") and is_number(cell) else None
         kind_of_cell = "date" if len(cell) in (8, 10) else "time"
-        found = kind_of_cell, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        stamp = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        found = (kind_of_cell, stamp) if FIRST_TIME <= stamp < END_OF_TIMES else None
         if kind == "number" and is_number(cell):
             found = "number", float(cell)
     return found if found is not None and kind in (None, found[0]) else None
@@ -361,7 +370,7 @@ def _clock(kind: str, step: float, stamps: Sequence[float]) -> Clock:
         return Clock(kind, step)
     moments = [_moment(stamp) for stamp in stamps]
     same = len({(moment.day, moment.time()) for moment in moments}) == 1
-    ends = all((moment + timedelta(days=1)).month != moment.month for moment in moments)
+    ends = all(moment.day == calendar.monthrange(moment.year, moment.month)[1] for moment in moments)
     if not same and not ends:
         return Clock(kind, step)
     return Clock(kind, step, max(1, round(step / (365.2425 / 12 * DAY))), ends and not same)

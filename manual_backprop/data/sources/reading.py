@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...common.durable_files import storage_errors
-from ...common.errors import InputError
+from ...common.errors import BadRowError, InputError
 from ...config.schema import DatasetConfig
 from .documents import BadRow, Source
 from .registry import open_source
@@ -79,8 +79,8 @@ class RowReading:
                 yield row
                 continue
             if not self.skip:
-                raise InputError(
-                    f"{row}. Correct it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
+                raise BadRowError(
+                    row, "Correct it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
                 )
             self.counts["bad_rows"] += 1
             self.first = self.first or str(row)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...common.errors import InputError
+from ...common.errors import BadRowError, InputError
 from .documents import BadRow, Document, Row, not_utf8
 
 log = logging.getLogger(__name__)
@@ -172,9 +172,10 @@ class Spool(SpooledText):
 
     def _note(self, bad: BadRow) -> None:
         if not self.skip_bad_rows:
-            raise InputError(
-                f"{bad}. Correct it, or leave such rows out with dataset.on_bad_row=skip, which counts them and allows "
-                f"no more than {MOST_BAD_ROWS:.0%} of all rows."
+            raise BadRowError(
+                bad,
+                "Correct it, or leave such rows out with dataset.on_bad_row=skip, which counts them and allows no more "
+                f"than {MOST_BAD_ROWS:.0%} of all rows.",
             ) from bad
         self.counts["bad_rows"] += 1
         self.first_bad_row = self.first_bad_row or str(bad)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ...common.batch import IGNORED, AnyBatch, EncoderBatch
-from ...common.errors import CheckpointError, ConfigError, InputError
+from ...common.errors import CheckpointError, InputError
 from ...common.json_files import read_object
 from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
@@ -33,11 +33,10 @@ from ...data.tokens.labelled_corpus import (
 from ...data.tokens.order import Order, Repeated
 from ...data.tokens.text_size import VOCABULARIES
 from ...data.tokens.tokenizer import load_tokenizer
-from ...models.wrappers.building import build_wrapper
 from ...ops import cross_entropy_forward
-from ..inference import Predictor, Reading
+from ..inference import TEXT, Predictor, Reading
 from ..preview import Preview, most_tokens, rows_of_a_step
-from ..task import Evaluated, Final, Measured, Task
+from ..task import TOKENIZER_REFUSAL, Evaluated, Final, Measured, Task
 from .baselines import TfIdf, majority
 from .classifier import Classifier
 from .measures import CONFUSION, Measures, draw_confusion
@@ -49,8 +48,6 @@ LABELS = "labels.json"  # in a checkpoint
 SHOWN = 10  # predictions
 WIDTH = 90  # [characters] of a text in a line of predictions
 NO_TFIDF = "TF-IDF with logistic regression needs scikit-learn, which is not installed (pip install scikit-learn)"
-TEXT = [{"type": "string", "required": True}]  # in MLflow's format
-SIGNATURE: Mapping[str, Any] = {"inputs": TEXT, "outputs": TEXT, "params": []}
 
 
 class ClassificationTask(Task):
@@ -58,7 +55,11 @@ class ClassificationTask(Task):
 
     evaluate_options = ("--test", "--predictions")
     inference_command = ("predict", "--text", "Return the next event.")
-    signature = SIGNATURE
+    signature: Mapping[str, Any] = {"inputs": TEXT, "outputs": TEXT, "params": []}
+    refusals: Mapping[str, str] = {
+        "dataset_digest": "dataset: the texts or their labels have changed; bring back that of {}, or start a new run",
+        "tokenizer_digest": TOKENIZER_REFUSAL,
+    }
     best_metric = "validation/accuracy"
     best_is_highest = True
     predictions_title = "predictions on validation texts"
@@ -86,53 +87,24 @@ class ClassificationTask(Task):
         corpus, prepared = preview_labelled(config.dataset, config.tokenizer, cache)
         if corpus is None:
             return cls._unknown(config)
-        task = cls(config, corpus)
-        order, validation = task.order(), corpus.splits["validation"]
-        longest = config.model.max_seq_len
-        return Preview(
-            config=config,
-            vocab_size=corpus.tokenizer.vocab_size,
-            network=task.network_config,
-            prepared=prepared,
-            examples=("texts", task.about),
-            order=order,
-            step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} texts of at most {longest}",
-            evaluated_tokens=int(np.minimum(np.diff(validation.offsets), longest).sum()),
-            generated_tokens=0,
-        )
+        validation, longest = corpus.splits["validation"], config.model.max_seq_len
+        evaluated = int(np.minimum(np.diff(validation.offsets), longest).sum())
+        rows = f"texts of at most {longest}"
+        return cls(config, corpus).previewed("texts", rows, prepared=prepared, evaluated_tokens=evaluated)
 
     @staticmethod
     def _unknown(config: RunConfig) -> Preview:
         """The preview of texts that are still on the hub: their number is unknown, and that of labels at least two."""
         vocab_size = config.tokenizer.vocab_size or VOCABULARIES.get(config.tokenizer.name, UNKNOWN_VOCABULARY)
-        return Preview(
-            config=config,
-            vocab_size=vocab_size,
-            network=config.network_config(vocab_size, n_outputs=2),
-            prepared=False,
-            examples=("texts", "unknown until they are downloaded"),
-            order=None,
-            step=f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts",
-            evaluated_tokens=0,
-            generated_tokens=0,
-        )
+        network = config.network_config(vocab_size, n_outputs=2)
+        step = f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts"
+        return Preview(config, network, ("texts", "unknown until they are downloaded"), None, step, prepared=False)
 
     # The parts of a run
 
     @property
     def network_config(self) -> CustomTransformerConfig:
-        wanted, tokens = self.config.model.vocab_size, self.tokenizer.vocab_size
-        if wanted is not None and wanted < tokens:
-            raise ConfigError(
-                [
-                    f"model.vocab_size={wanted}: the tokenizer has {tokens} tokens; give at least {tokens}, or null "
-                    "for exactly as many"
-                ]
-            )
-        return self.config.network_config(tokens, n_outputs=len(self.labels))
-
-    def build_model(self) -> Any:
-        return build_wrapper(self.config.implementation.name, self.network_config)
+        return self.network_of_tokenizer(self.tokenizer.vocab_size, n_outputs=len(self.labels))
 
     @cached_property
     def training(self) -> TextRows:
@@ -159,9 +131,6 @@ class ClassificationTask(Task):
         )
         return order if repeat is None else Repeated(order, repeat)
 
-    def check(self) -> None:
-        """Nothing: reading the texts has checked the splits."""
-
     # Metrics and predictions
 
     def measure(self, model: Any, rows: TextRows, count: int | None = None) -> Measures:
@@ -182,12 +151,8 @@ class ClassificationTask(Task):
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         count = None if limit is None else limit * self.config.training.batch_size
         measures = self.measure(model, self.validation, count)
-        metrics = {"validation/loss": measures.loss or 0.0, self.best_metric: measures.accuracy}
-        metrics |= {"validation/f1": measures.f1}
-        for name, one in self.simple_methods.items():
-            metrics |= {f"validation/{name}_accuracy": one.accuracy, f"validation/{name}_f1": one.f1}
         return Evaluated(
-            metrics=metrics,
+            metrics=by_name(measures, self.simple_methods, "validation/"),
             sentence=f"validation loss {measures.loss:.4f}, accuracy {measures.accuracy:.4f}, macro F1 "
             f"{measures.f1:.4f} of {len(measures.wanted):,} texts",
             summary=(
@@ -239,9 +204,6 @@ class ClassificationTask(Task):
         rows = self.rows_of(opened)
         measures, compared = self.measure(model, rows, count), self.compared(opened, count)
         shown = {"model": measures, **compared}
-        values = {"loss": measures.loss or 0.0, "accuracy": measures.accuracy, "f1": measures.f1, "texts": float(count)}
-        for name, one in compared.items():
-            values |= {f"{name}_accuracy": one.accuracy, f"{name}_f1": one.f1}
         return Measured(
             title=f"{split}: {count:,} texts" + (f" of {len(opened):,}" if count < len(opened) else ""),
             headings=("", "loss", "accuracy", "macro F1"),
@@ -249,7 +211,7 @@ class ClassificationTask(Task):
                 (name, "" if one.loss is None else f"{one.loss:.4f}", f"{one.accuracy:.2%}", f"{one.f1:.3f}")
                 for name, one in shown.items()
             ),
-            metrics=values,
+            metrics=by_name(measures, compared) | {"texts": float(count)},
             whole=count == len(opened),
             notes=(*notes, *([] if isinstance(self.tfidf, TfIdf) else [self.tfidf])),
             predictions=tuple(self.shown_rows(model, opened, range(min(predictions, len(opened))))),
@@ -310,9 +272,7 @@ class ClassificationTask(Task):
         summary: list[tuple[str, str]] = []
         if name == "test":
             compared = self.compared(split)
-            metrics = {"test/loss": measures.loss or 0.0, "test/accuracy": measures.accuracy, "test/f1": measures.f1}
-            for method, one in compared.items():
-                metrics |= {f"test/{method}_accuracy": one.accuracy, f"test/{method}_f1": one.f1}
+            metrics = by_name(measures, compared, "test/")
             summary = [
                 ("test texts", f"accuracy {measures.accuracy:.2%} of {len(split):,}, macro F1 {measures.f1:.3f}"),
                 ("", f"on the same texts: {self._compared(compared)}"),
@@ -376,12 +336,10 @@ class ClassificationTask(Task):
             json.dumps({"labels": list(self.labels)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
 
-    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        way_out = f"; bring back that of {checkpoint}, or start a new run"
-        sentences = {
-            "dataset_digest": f"dataset: the texts or their labels have changed{way_out}",
-            "tokenizer_digest": f"tokenizer: it has changed{way_out}",
-        }
-        differences = [sentence for name, sentence in sentences.items() if state.get(name) != self.digests[name]]
-        if differences:
-            raise ConfigError(differences)
+
+def by_name(measures: Measures, compared: Mapping[str, Measures], prefix: str = "") -> dict[str, float]:
+    """The metrics by name: loss, accuracy and F1 of the model, accuracy and F1 of each baseline."""
+    values = {"loss": measures.loss or 0.0, "accuracy": measures.accuracy, "f1": measures.f1}
+    for name, one in compared.items():
+        values |= {f"{name}_accuracy": one.accuracy, f"{name}_f1": one.f1}
+    return {f"{prefix}{name}": value for name, value in values.items()}

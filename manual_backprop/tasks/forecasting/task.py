@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,15 +22,14 @@ import torch
 
 from ...common.batch import AnyBatch, EncoderBatch
 from ...common.digests import json_digest
-from ...common.errors import ConfigError, InputError
+from ...common.errors import InputError
 from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.series.reader import Series, open_series
 from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, as_batch, forecasts_of
-from ...data.tokens.order import Order, Padded, Repeated
-from ...models.wrappers.building import build_wrapper
+from ...data.tokens.order import Order
 from ..inference import Predictor, Reading
-from ..preview import Preview, rows_of_a_step
+from ..preview import Preview
 from ..task import Evaluated, Final, Measured, Task
 from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, mean_where, naive_errors, simple_forecasts
 from .pictures import FORECASTS, MOST_FORECASTS, draw_forecasts
@@ -46,6 +46,10 @@ class ForecastingTask(Task):
     inference_command = ("predict", "--file", "history.csv")
     predictions_title = "forecasts of the validation split"
     files = (SCALING,)
+    refusals: Mapping[str, str] = {
+        "dataset_digest": "dataset: the series, its windows or its splits differ from those of {}; bring back those, "
+        "or start a new run"
+    }
     scaling: Scaling
 
     def __init__(self, config: RunConfig, series: Series):
@@ -60,9 +64,8 @@ class ForecastingTask(Task):
         self.digests = {"dataset_digest": json_digest([series.digest, windows, split])}
         validation = dataset.validation if isinstance(dataset.validation, float) else 0.0
         test = len(series) - round(dataset.test_share * len(series))
-        self.bounds = {"train": (0, test - round(validation * len(series)))}
-        self.bounds["validation"] = self.bounds["train"][1], test
-        self.bounds["test"] = test, len(series)
+        cuts = 0, test - round(validation * len(series)), test, len(series)
+        self.bounds = dict(zip(SPLITS, pairwise(cuts), strict=True))
         self._check_lengths(task.history, task.horizon)
         known_values = series.values[: self.bounds["train"][1]]
         self.scaling = Scaling.measured(
@@ -99,19 +102,10 @@ class ForecastingTask(Task):
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
         """Exact numbers, since reading a series is fast."""
         task = cls.open(config, cache)
-        order, scaling = task.order(), task.scaling
-        return Preview(
-            config=config,
-            vocab_size=1,
-            prepared=True,
-            examples=("series", task.about),
-            order=order,
-            step=f"about {order.tokens_per_step:,} values: {rows_of_a_step(config)} windows of {scaling.history} -> "
-            f"{scaling.horizon} steps",
-            evaluated_tokens=len(task.windows["validation"]) * scaling.positions,
-            generated_tokens=0,
-            network=task.network_config,
-        )
+        scaling = task.scaling
+        rows = f"windows of {scaling.history} -> {scaling.horizon} steps"
+        evaluated = len(task.windows["validation"]) * scaling.positions
+        return task.previewed("series", rows, "values", evaluated_tokens=evaluated)
 
     # The parts of a run
 
@@ -125,25 +119,13 @@ class ForecastingTask(Task):
             head_loss="squared_error",
         )
 
-    def build_model(self) -> Any:
-        return build_wrapper(self.config.implementation.name, self.network_config)
-
     @cached_property
     def windows(self) -> dict[str, Windows]:
         dtype = self.network_config.get_dtype()
         return {name: Windows(self.series.values, self.scaling, *bounds, dtype) for name, bounds in self.bounds.items()}
 
     def order(self, repeat: int | None = None) -> Order:
-        training, scaling = self.config.training, self.scaling
-        order: Order = Padded(
-            self.windows["train"],
-            scaling.n_outputs,
-            self.config.seed,
-            training.batch_size,
-            training.gradient_accumulation_steps,
-            bucket=1,
-        )
-        return order if repeat is None else Repeated(order, repeat)
+        return self.every_row(self.windows["train"], self.scaling.n_outputs, repeat)
 
     def check(self) -> None:
         for name in ("validation", "test"):
@@ -181,8 +163,11 @@ class ForecastingTask(Task):
     @cached_property
     def ridge(self) -> Ridge | None:
         """Ridge regression fitted to the training split; None if it would take too long."""
-        training = self.windows["train"]
-        return Ridge(training, self.windows["validation"]) if Ridge.is_affordable(training) else None
+        return Ridge(self.windows["train"], self.windows["validation"]) if self.has_ridge else None
+
+    @property
+    def has_ridge(self) -> bool:
+        return Ridge.is_affordable(self.windows["train"])
 
     @cached_property
     def best_metric(self) -> str:  # type: ignore[override]
@@ -345,6 +330,8 @@ class ForecastingTask(Task):
 
     @cached_property
     def baselines(self) -> str:
+        if not processes().is_first:  # only the first one reports them, and fitting takes seconds
+            return ""
         windows = self.windows["validation"]
         history, future = windows.cut(np.arange(len(windows)))
         found = {name: errors_of(values, future, self.naive).rmse for name, values in self._simple(history).items()}
@@ -355,7 +342,7 @@ class ForecastingTask(Task):
         learned = f"the network learns the difference to the forecast by {self.scaling.reference}"
         units = "RMSE over all series mixes their units; MASE, which chooses the best checkpoint, does not"
         mixed = () if len(self.series.names) == 1 else (units,)
-        left_out = () if self.ridge is not None else ("ridge regression is left out: with so many inputs it is slow",)
+        left_out = () if self.has_ridge else ("ridge regression is left out: with so many inputs it is slow",)
         return (*self.series.notes, learned, *mixed, *left_out)
 
     @property
@@ -381,12 +368,3 @@ class ForecastingTask(Task):
     def save(self, directory: Path) -> None:
         """Write scaling.json."""
         (directory / SCALING).write_text(json.dumps(asdict(self.scaling), indent=1) + "\n", encoding="utf-8")
-
-    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        if state.get("dataset_digest") != self.digests["dataset_digest"]:
-            raise ConfigError(
-                [
-                    f"dataset: the series, its windows or its splits differ from those of {checkpoint}; bring back "
-                    "those, or start a new run"
-                ]
-            )

@@ -3,56 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 
 from ...common.batch import IGNORED, PairBatch, moved
-from ...common.errors import InputError
+from ...common.errors import BadRowError, InputError
 from ...config.schema import CustomTransformerConfig
 from ...data.tokens.pair_corpus import PairSplit
+from ..pairs import SpecialIds
 
 SPECIAL = 3  # ids after those of the target's tokenizer
 
 
-@dataclass(frozen=True)
-class SpecialIds:
+class TargetIds(SpecialIds):
     """The last three ids of the target's vocabulary, as in the wrapper."""
 
-    vocab_size: int
-
-    @property
-    def padding(self) -> int:
-        return self.vocab_size - 3
-
-    @property
-    def beginning(self) -> int:
-        return self.vocab_size - 2
-
-    @property
-    def end(self) -> int:
-        return self.vocab_size - 1
+    @classmethod
+    def of(cls, vocab_size: int) -> Self:
+        return cls(vocab_size - SPECIAL)
 
     def generated(self, tokens: Sequence[int]) -> list[int]:
-        """The generated tokens before the end token, without ids that have no text."""
-        tokens = list(tokens)
-        tokens = tokens[: tokens.index(self.end)] if self.end in tokens else tokens
-        return [token for token in tokens if token < self.padding]
+        """The tokens before the first end token, without ids that have no text."""
+        return [token for token in super().generated(tokens) if token < self.padding]
 
 
 class PairRows:
     """The pairs of one split that are not too long for the network."""
 
     def __init__(self, split: PairSplit, config: CustomTransformerConfig, skip: bool, name: str):
-        """`skip`: leave out pairs that are too long; otherwise they raise InputError, as does an empty split."""
-        self.split, self.special = split, SpecialIds(config.vocab_size)
+        """`skip`: leave out pairs that are too long; otherwise they raise BadRowError. An empty split: InputError."""
+        self.split, self.special = split, TargetIds.of(config.vocab_size)
         self.padding = self.special.padding if config.source_vocab_size is None else 0  # attention masks it
         most = {"source": config.source_length, "target": config.max_seq_len - 1}  # without its beginning token
         lengths = {side: np.diff(getattr(split, f"{side}_offsets")) for side in most}
         long = np.logical_or.reduce([lengths[side] > most[side] for side in most])
         if long.any() and not skip:
-            raise InputError(self._too_long(int(long.argmax()), lengths, most, int(long.sum())))
+            raise self._too_long(int(long.argmax()), lengths, most, int(long.sum()))
         self.numbers = np.flatnonzero(~long)
         self.left_out = int(long.sum())
         if not len(self.numbers):
@@ -64,14 +52,15 @@ class PairRows:
             )
         self.source_lengths, self.target_lengths = (lengths[side][self.numbers] for side in most)
 
-    def _too_long(self, row: int, lengths: dict[str, np.ndarray], most: dict[str, int], count: int) -> str:
+    def _too_long(self, row: int, lengths: dict[str, np.ndarray], most: dict[str, int], count: int) -> BadRowError:
         side = next(side for side in most if lengths[side][row] > most[side])
         needed = max(int(lengths["source"].max()), int(lengths["target"].max()) + 1)
         others = f" ({count:,} of {len(self.split):,} pairs are too long)" if count > 1 else ""
-        return (
+        return BadRowError(
             f"{self.split.where(row)}: the {side} has {lengths[side][row]} tokens, but the network reads at most "
-            f"{most[side]}{others}. Use model.max_seq_len={needed}, make it shorter, or leave such pairs out with "
-            "dataset.on_bad_row=skip, which counts them."
+            f"{most[side]}{others}",
+            f"Use model.max_seq_len={needed}, make it shorter, or leave such pairs out with dataset.on_bad_row=skip, "
+            "which counts them.",
         )
 
     def __len__(self) -> int:

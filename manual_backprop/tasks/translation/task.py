@@ -1,13 +1,12 @@
 """task=translation: translate a source text into a target text, token by token.
 
-The loss is cross-entropy over the target and its end, with teacher forcing: each token is predicted from the true ones
-before it. The main metrics are those of the text that the model generates by itself (free-running): exact match, and
-chrF, which chooses the best checkpoint.
+The main metrics are those of the text that the model generates by itself: exact match, and chrF, which chooses the best
+checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,40 +16,40 @@ import torch
 
 from ...common.batch import IGNORED, AnyBatch, PairBatch
 from ...common.errors import ConfigError, InputError
-from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
-from ...data.tokens.order import Order, Padded, Repeated
 from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
-from ...models.wrappers.building import build_wrapper
-from ..evaluation import Evaluation, Evaluator
+from ..evaluation import Evaluation
 from ..inference import Reading, Writer
-from ..preview import Preview, rows_of_a_step
+from ..pairs import MEASURED_ROWS, PairTask, metrics_of, shown, teacher_forced_line, teacher_forced_rows
+from ..preview import Preview
 from ..sequence_pictures import CROSS_ATTENTION, CrossAttention, cross_attention_of, draw_cross_attention
-from ..task import Evaluated, Final, Measured, Task
-from .rows import SPECIAL, PairRows, SpecialIds
+from ..task import Evaluated, Final, Measured
+from .rows import SPECIAL, PairRows, TargetIds
 from .scores import Scores, scores_of
 from .writer import SIGNATURE, Translator
 
-MEASURED_ROWS = 500  # at most, in one batch
 MEASURED_LOGITS = 2**26  # at most, in one batch
-SHOWN = 10  # predictions
 COPIED = 2000  # validation rows on which the baseline is measured
 LONGEST_SEEN = 32  # tokens of a row in a picture
 
 
-class TranslationTask(Task):
+class TranslationTask(PairTask):
     """Translation of the pairs of a run's config."""
 
     best_metric = "validation/chrf"
-    best_is_highest = True
-    predictions_title = "predictions on validation rows"
     evaluate_options = ("--test", "--predictions")
     inference_command = ("generate", "--source", "a text to translate")
     signature = SIGNATURE
+    refusals: Mapping[str, str] = {
+        "dataset_digest": "dataset: the pairs, or the name of a file with them, have changed; bring back those of {}, "
+        "or start a new run",
+        "tokenizer_digest": "tokenizer: the tokenizers have changed; bring back those of {}, or start a new run",
+    }
 
     def __init__(self, config: RunConfig, tokenizers: Tokenizers, corpus: PairCorpus | None, cache: Path):
         """`corpus` is None for inference with a trained model, which needs no examples."""
         self.config, self.tokenizers, self._corpus, self.cache = config, tokenizers, corpus, cache
+        self._rows: dict[str, PairRows] = {}
         self.files = tokenizers.files
         self.digests = {"tokenizer_digest": tokenizers.digest}
         if corpus is not None:
@@ -69,19 +68,9 @@ class TranslationTask(Task):
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
         """Exact numbers; pairs that are not in the cache are tokenized for this call only."""
         corpus = preview_pairs(config.dataset, config.tokenizer, bool(config.task.shared_tokenizer), cache)
+        most = config.model.max_seq_len
         task = cls(config, corpus.tokenizers, corpus, cache)
-        order, rows, most = task.order(), task.rows("validation"), config.model.max_seq_len
-        return Preview(
-            config=config,
-            vocab_size=task.network_config.vocab_size,
-            prepared=True,
-            examples=("pairs", task.about),
-            order=order,
-            step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} pairs, no side longer than {most}",
-            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and generated once
-            generated_tokens=-(-len(rows) // MEASURED_ROWS) * most,
-            network=task.network_config,
-        )
+        return task.previewed_pairs("pairs", f"pairs, no side longer than {most}", most)
 
     # The parts of a run
 
@@ -101,62 +90,32 @@ class TranslationTask(Task):
                     f"beginning and end are added to them; give at least {tokens}, or null for exactly as many"
                 ]
             )
-        special = SpecialIds(wanted or tokens)
         return self.config.network_config(
             tokens,
-            padding_token_id=special.padding,
+            padding_token_id=TargetIds.of(wanted or tokens).padding,
             source_vocab_size=None if self.tokenizers.shared else source,
         )
 
     @property
-    def special(self) -> SpecialIds:
-        return SpecialIds(self.network_config.vocab_size)
+    def special(self) -> TargetIds:
+        return TargetIds.of(self.network_config.vocab_size)
 
-    def build_model(self) -> Any:
-        return build_wrapper(self.config.implementation.name, self.network_config)
-
-    @cached_property
-    def _rows(self) -> dict[str, PairRows]:
-        return {}
-
-    def rows(self, name: str) -> PairRows:
+    def rows(self, split: str) -> PairRows:
         """The rows of train, validation or test. Raises InputError if there is no such split, or a pair is too long."""
-        if name not in self._rows:
-            split = self.corpus.splits.get(name)
-            if split is None:
-                split, _ = open_test_split(self.config.dataset, self.corpus, self.cache)
+        if split not in self._rows:
+            pairs = self.corpus.splits.get(split)
+            if pairs is None:
+                pairs, _ = open_test_split(self.config.dataset, self.corpus, self.cache)
             skip = self.config.dataset.on_bad_row == "skip"
-            self._rows[name] = PairRows(split, self.network_config, skip, name)
-        return self._rows[name]
-
-    def order(self, repeat: int | None = None) -> Order:
-        training, rows = self.config.training, self.rows("train")
-        # bucket=1: a step has rows of all lengths, as in task=reversal
-        order: Order = Padded(
-            rows,
-            int(rows.lengths.max()),
-            self.config.seed,
-            training.batch_size,
-            training.gradient_accumulation_steps,
-            bucket=1,
-        )
-        return order if repeat is None else Repeated(order, repeat)
-
-    def check(self) -> None:
-        self.rows("validation")
+            self._rows[split] = PairRows(pairs, self.network_config, skip, split)
+        return self._rows[split]
 
     # Metrics and predictions
 
-    @cached_property
-    def _at_once(self) -> int:
+    @property
+    def at_once(self) -> int:
         config = self.network_config
         return max(1, min(MEASURED_ROWS, MEASURED_LOGITS // (config.max_seq_len * config.vocab_size)))
-
-    def batches(self, rows: PairRows, device: torch.device | str, count: int | None = None) -> Iterator[PairBatch]:
-        """The batches of the first `count` rows in order (None: all)."""
-        numbers = np.arange(len(rows))[:count]
-        for part in np.split(numbers, range(self._at_once, len(numbers), self._at_once)):
-            yield rows.batch(part, rows.target_lengths[part] + 1, device=device)
 
     def source_tokens(self, text: str) -> list[int]:
         """The token ids of a source text. Raises InputError for a text that the network cannot read."""
@@ -172,14 +131,10 @@ class TranslationTask(Task):
         return self._generated(model, [self.source_tokens(source) for source in sources], **options)
 
     def _generated(self, model: Any, sources: list[list[int]], **options: Any) -> list[str]:
-        at_once = min(self._at_once, -(-len(sources) // processes().size) or 1)
+        def texts(part: Sequence[list[int]]) -> list[str]:
+            return [self.text_of(row) for row in model.generate(part, **options).tolist()]
 
-        def texts(first: int) -> list[str]:
-            drawn = model.generate(sources[first : first + at_once], **options)
-            return [self.text_of(row) for row in drawn.tolist()]
-
-        parts = processes().mapped(texts, range(0, len(sources), at_once))
-        return [text for part in parts for text in part]
+        return self.in_parts(texts, sources)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of generated target ids, up to the end token."""
@@ -194,7 +149,7 @@ class TranslationTask(Task):
     def measure(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[Evaluation, dict[str, Scores]]:
         """Teacher-forced loss and accuracy on the first `count` rows, and the scores of generated targets: those of all
         rows under the name "", and those of each kind under its name."""
-        evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
+        evaluation = self.teacher_forced(model, rows, count)
         found, wanted = self.generated(model, rows, count)
         scores, kinds = {"": scores_of(found, wanted)}, rows.kinds[: len(found)]
         for number, name in enumerate(rows.split.kind_names):
@@ -206,10 +161,9 @@ class TranslationTask(Task):
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         count = None if limit is None else limit * self.config.training.batch_size
         evaluation, scores = self.measure(model, self.rows("validation"), count)
-        metrics = {name: value for name, value in evaluation.metrics().items() if not name.endswith("perplexity")}
         of_all, kinds = scores[""], _by_kind(scores)
         return Evaluated(
-            metrics=metrics | metrics_of(scores, "validation/"),
+            metrics=metrics_of(evaluation) | by_name(scores, "validation/"),
             sentence=f"validation loss {evaluation.loss:.4f}, accuracy {evaluation.accuracy:.4f} with teacher forcing; "
             f"exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs{kinds}",
             summary=(
@@ -218,7 +172,7 @@ class TranslationTask(Task):
                     f"{of_all.exact_match:.2%} of {of_all.texts:,} validation pairs, generated token by token{kinds}",
                 ),
                 ("chrF", f"{of_all.chrf:.2f} of 100"),
-                ("", f"with teacher forcing: accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}"),
+                teacher_forced_line(evaluation),
             ),
             short=f"exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.1f}",
         )
@@ -228,7 +182,7 @@ class TranslationTask(Task):
         rows = self.rows(split)
         count = len(rows) if limit is None else min(len(rows), limit * self.config.training.batch_size)
         evaluation, scores = self.measure(model, rows, count)
-        values = metrics_of(scores, "")
+        values = by_name(scores, "")
         kinds = tuple(
             (kind, f"{one.exact_match:.2%} of {one.texts:,}, chrF {one.chrf:.2f}")
             for kind, one in scores.items()
@@ -244,12 +198,7 @@ class TranslationTask(Task):
                 ),
                 *kinds,
                 ("chrF", f"{values['chrf']:.2f} of 100, free-running"),
-                (
-                    "accuracy",
-                    f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones "
-                    "(teacher forcing)",
-                ),
-                ("loss", f"{evaluation.loss:.4f} nats per token, with teacher forcing"),
+                *teacher_forced_rows(evaluation),
             ),
             metrics={"loss": evaluation.loss, "accuracy": evaluation.accuracy, "pairs": float(count)} | values,
             whole=count == len(rows),
@@ -273,15 +222,7 @@ class TranslationTask(Task):
     def writer(self, model: Any) -> Writer:
         return Translator(partial(self.generate_targets, model))
 
-    def predictions(self, model: Any) -> list[str]:
-        """Ten validation rows as one text: what the model generates, and whether it is right."""
-        return ["\n".join(self.shown_rows(model, self.rows("validation"), SHOWN))]
-
-    def in_one_line(self, prediction: str) -> str:
-        return prediction.partition("\n")[0]
-
     def shown_rows(self, model: Any, rows: PairRows, count: int) -> list[str]:
-        """One line for each of the first `count` rows."""
         found, wanted = self.generated(model, rows, count)
         sources = [self.tokenizers.source.decode(source) for source in rows.sources(np.arange(len(found)))]
         return list(map(shown, sources, wanted, found))
@@ -295,7 +236,7 @@ class TranslationTask(Task):
         if "test" in self.corpus.splits:
             _, scores = self.measure(model, rows)
             of_all = scores[""]
-            metrics = metrics_of(scores, "test/")
+            metrics = by_name(scores, "test/")
             text = f"exact match {of_all.exact_match:.2%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs"
             summary.append(("test pairs", f"{text}, on which no run trains{_by_kind(scores)}"))
         path = directory / CROSS_ATTENTION
@@ -316,10 +257,6 @@ class TranslationTask(Task):
         names = [self.token(token, "source") for token in source]
         predicted = [*(self.token(token) for token in target), "end"]
         return CrossAttention(blocks[:, 0, :, : len(predicted), : len(names)], names, predicted, None, "")
-
-    def example(self, device: torch.device) -> PairBatch:
-        """The first validation row."""
-        return next(self.batches(self.rows("validation"), device, count=1))
 
     def text(self, batch: AnyBatch, positions: int) -> str:
         assert isinstance(batch, PairBatch)
@@ -389,17 +326,8 @@ class TranslationTask(Task):
         """Write the tokenizers of both sides."""
         self.tokenizers.save(directory)
 
-    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        way_out = f"; bring back those of {checkpoint}, or start a new run"
-        sentences = {
-            "dataset_digest": f"dataset: the pairs, or the name of a file with them, have changed{way_out}",
-            "tokenizer_digest": f"tokenizer: the tokenizers have changed{way_out}",
-        }
-        if differences := [text for name, text in sentences.items() if state.get(name) != self.digests[name]]:
-            raise ConfigError(differences)
 
-
-def metrics_of(scores: Mapping[str, Scores], prefix: str) -> dict[str, float]:
+def by_name(scores: Mapping[str, Scores], prefix: str) -> dict[str, float]:
     """Metrics by name: exact_match and chrf of all texts, exact_match_KIND of each kind."""
     values = {"exact_match": scores[""].exact_match, "chrf": scores[""].chrf}
     values |= {f"exact_match_{kind}": one.exact_match for kind, one in scores.items() if kind}
@@ -409,8 +337,3 @@ def metrics_of(scores: Mapping[str, Scores], prefix: str) -> dict[str, float]:
 def _by_kind(scores: Mapping[str, Scores]) -> str:
     kinds = [f"{kind} {one.exact_match:.2%}" for kind, one in scores.items() if kind]
     return f" ({', '.join(kinds)})" if kinds else ""
-
-
-def shown(source: str, wanted: str, found: str) -> str:
-    verdict = "\u2713" if found == wanted else f"\u2717  expected {wanted}"
-    return f"{source} -> {found}  {verdict}"

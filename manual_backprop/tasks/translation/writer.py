@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...common.errors import InputError
-from ..inference import Writer, texts_of
+from ..inference import TEXT, Writer, texts_of
 
 SERVED = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # max_length 0: no limit
-_TEXT = [{"type": "string", "required": True}]
 SIGNATURE = {
-    "inputs": _TEXT,
-    "outputs": _TEXT,
+    "inputs": TEXT,
+    "outputs": TEXT,
     "params": [
         {"name": name, "default": default, "shape": None, "type": kind} for name, (kind, default) in SERVED.items()
     ],
