@@ -90,12 +90,6 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("attention.h", "for (int64_t first = 0; first < n; first += WIDTH) {", ("< -> <=",), "a pass more, over no row"),
     (
         "attention.h",
-        "const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;",
-        ("/ -> *",),
-        "more memory than needed",
-    ),
-    (
-        "attention.h",
         "if (block.size() < bytes + 64) block.resize(bytes + 64);",
         ("< -> <=",),
         "to the size that it has",
@@ -127,6 +121,27 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
             "/ -> *",
         ),
         "how many queries at once changes no result",
+    ),
+    (
+        "attention.h",
+        "const Vec along = load(cosine + angle, count), across = load(sine + angle, count) * Vec(direction);",
+        ("* -> /",),
+        "the direction is 1 or -1",
+    ),
+    (
+        "attention.h",
+        "if (head / (H / G) != prepared) {  // keys and values that the heads of a group share",
+        ("/ -> *",),
+        "they are prepared for each head again",
+    ),
+    (
+        "attention.h",
+        "prepared = head / (H / G), key_stride = key.position;",
+        (
+            "/ -> *",
+            "/ -> * (2)",
+        ),
+        "they are prepared again sooner",
     ),
     ("attention.h", "at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
     ("attention.h", "at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
@@ -196,32 +211,6 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "0 times a number is 0",
     ),
     (
-        "normalization.h",
-        "at::parallel_for(0, vectors, std::max<int64_t>(1, GRAIN / (WIDTH * std::max<int64_t>(1, N))), "
-        "[&](int64_t begin, int64_t end) {",
-        ("std::max -> std::min", "1 -> 2", "/ -> *", "std::max -> std::min (2)", "1 -> 2 (2)"),
-        THREADS,
-    ),
-    (
-        "normalization.h",
-        "for (int64_t vector = begin; vector < end; vector += AT_ONCE) {",
-        ("< -> <=",),
-        "a pass more, over no vector",
-    ),
-    (
-        "normalization.h",
-        "for (int64_t v = 0; v < AT_ONCE; ++v) gains[v] = shifts[v] = Vec(0.f);",
-        ("0 -> 1",),
-        "a vector is made with zeros",
-    ),
-    (
-        "normalization.h",
-        "for (int64_t v = 0; v < AT_ONCE; ++v) gain[v] = shift[v] = Vec(0.f);",
-        ("0 -> 1",),
-        "a vector is made with zeros",
-    ),
-    ("normalization.h", "for (int64_t rows = 0; rows < N; rows += ROWS) {", ("< -> <=",), "a pass more, over no row"),
-    (
         "vectors.h",
         "at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), "
         "[&](int64_t begin, int64_t end) {",
@@ -242,6 +231,16 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "the last whole vector is what is left",
     ),
     ("vectors.h", "if (i < n) total = total + Vec::set(Vec(0.f), f(i, n - i), n - i);", ("< -> <=",), "0 is added"),
+    (
+        "vectors.h",
+        "const int64_t groups = (n_rows + GROUP - 1) / GROUP, width = C * int64_t(totals.size());",
+        (
+            "- -> +",
+            "/ -> *",
+        ),
+        "groups more, over no row",
+    ),
+    ("vectors.h", "for_rows(groups, GROUP * C, [&](int64_t group) {", ("* -> /",), THREADS),
     (
         "vectors.h",
         "const int64_t vectors = (n + WIDTH - 1) / WIDTH;",
@@ -351,6 +350,8 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
             tests.test_what_attention_does_not_see_may_hold_anything,
         )
         asked += product(rest, [(dtype,) for dtype in tests.UNIT])
+        rotary = tests.test_rotary_attention_reads_a_key_for_all_its_queries
+        asked += [(rotary, (*case, dtype)) for case in tests.ROTARY_CASES for dtype in tests.UNIT]
         asked.append((tests.test_attention_drops_an_element_from_the_same_probability_on, ()))
     return asked
 

@@ -184,7 +184,7 @@ class Scratch {
  public:
   template <class T>
   T* take(int64_t count) {
-    const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
+    const size_t bytes = (size_t(count) * sizeof(T) + 63) & ~size_t(63);
     if (next_ == blocks_.size()) blocks_.emplace_back();
     auto& block = blocks_[next_++];
     if (block.size() < bytes + 64) block.resize(bytes + 64);
