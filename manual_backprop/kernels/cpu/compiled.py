@@ -11,7 +11,7 @@ import ctypes
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,8 +30,6 @@ from .library import CompilerError, build, compiler, find, folder, why_elsewhere
 log = logging.getLogger(__name__)
 
 MOST_CALLS = 4096  # cached ways to run a call, by the shapes of its tensors
-FIXED = {"float32": torch.float32}
-NUMBERS = {"float": torch.float32}
 TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # no other subclasses
 FORMATS = {  # dtypes of activations and parameters -> the end of a kernel's name; float64 runs in Python
     (torch.float32, torch.float32): "fp32",
@@ -111,7 +109,7 @@ class Argument:
 
     @classmethod
     def of(cls, text: str) -> Argument:
-        if text in NUMBERS:
+        if text == "float":
             return cls((), text)
         words, _, kind = text.partition(":")
         return cls(tuple((int(word[:-1] or 1), word[-1]) for word in words.split()), kind.strip() or "activation")
@@ -134,7 +132,7 @@ class CompiledFunction:
     def __init__(self, function: Callable[..., None], arguments: tuple[Argument, ...], by_rows: bool):
         functools.update_wrapper(self, function)
         self.function, self.arguments, self.by_rows = function, arguments, by_rows
-        self.tensors = sum(argument.kind not in NUMBERS for argument in arguments)
+        self.tensors = sum(argument.kind != "float" for argument in arguments)
         self.calls: dict[Any, Callable[..., None]] = {}  # by everything known of the tensors except their content
 
     def __call__(self, *args: Any) -> None:
@@ -182,7 +180,7 @@ class CompiledFunction:
         """The dtypes of activations and parameters, as a kernel's name ends; None if there is no such kernel."""
         found: dict[str, torch.dtype] = {}
         for x, argument in zip(tensors, self.arguments, strict=False):
-            if found.setdefault(argument.kind, FIXED.get(argument.kind, x.dtype)) != x.dtype:
+            if found.setdefault(argument.kind, torch.float32 if argument.kind == "float32" else x.dtype) != x.dtype:
                 return None
         parameter = found.get("parameter", found.get("activation"))
         return FORMATS.get((found.get("activation", parameter), parameter))  # type: ignore[arg-type]
@@ -201,10 +199,9 @@ class CompiledFunction:
     def _bound(self, address: Callable[..., None], sizes: list[int]) -> Callable[..., None]:
         """The call for tensors of these sizes."""
         n_tensors = self.tensors
-        dtypes = [NUMBERS[argument.kind] for argument in self.arguments[n_tensors:]]
 
         def call(*args: Any) -> None:
-            call_library(address, [*args[:n_tensors], *_numbers(args[n_tensors:], dtypes)], sizes)
+            call_library(address, [*args[:n_tensors], *map(_number, args[n_tensors:])], sizes)
 
         return call
 
@@ -224,17 +221,14 @@ def _nothing(*args: Any) -> None:
     """Does nothing: for fake tensors, with which a step's memory is estimated."""
 
 
+def _number(value: float | Tensor) -> Tensor:
+    """`value` in memory as float32, so that a kernel can read it by address."""
+    return value.float() if isinstance(value, Tensor) else _python_number(value)
+
+
 @functools.lru_cache(maxsize=1024)
-def _number(value: float, dtype: torch.dtype) -> Tensor:
-    """`value` in memory, so that a kernel can read it by address."""
-    return torch.tensor(value, dtype=dtype, device="cpu")
-
-
-def _numbers(values: Sequence[float | Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    return [
-        value.to(dtype) if isinstance(value, Tensor) else _number(value, dtype)
-        for value, dtype in zip(values, dtypes, strict=True)
-    ]
+def _python_number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _compile() -> ctypes.CDLL:
