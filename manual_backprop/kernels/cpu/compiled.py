@@ -2,7 +2,7 @@
 
 `@compiled("N F", "N F", "F")` marks a function that writes into its arguments and returns nothing. It names the
 dimensions of each tensor; the kernel's arguments are the addresses, then one number per letter. The function and the
-kernel of its name (cpp/) compute the same formula. On a GPU `torch.compile` compiles the function.
+kernel of its name (cpp/) compute the same formula.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class CompiledFunction:
     def compiles(self, *args: Any) -> bool:
         """Whether such a call runs in the library, which is loaded or compiled now. If not, the caller should use
         PyTorch's kernels, if there are any: they are faster than the Python function."""
-        return not args[0].is_cuda and self._call_of(args) != self._as_written
+        return self._call_of(args) != self._as_written
 
     def _call_of(self, args: tuple[Any, ...]) -> Callable[..., None]:
         if not library_is_wanted():
@@ -165,13 +165,10 @@ class CompiledFunction:
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:
         """The function that serves calls with such tensors, in this process."""
-        on_gpu, fake = any(x.is_cuda for x in tensors), any(type(x) is FakeTensor for x in tensors)
-        if on_gpu:
-            return _nothing if fake else self._on_gpu
         formats, sizes = self._formats(tensors), self._sizes(tensors)
         if formats is None or sizes is None:
             return self._as_written
-        if fake:
+        if any(type(x) is FakeTensor for x in tensors):
             return _nothing
         address = kernel(f"{self.__name__}_{formats}", len(self.arguments), len(sizes))
         return self._as_written if address is None else self._bound(address, list(sizes.values()))
@@ -204,17 +201,6 @@ class CompiledFunction:
             call_library(address, [*args[:n_tensors], *map(_number, args[n_tensors:])], sizes)
 
         return call
-
-    def _on_gpu(self, *args: Any) -> None:
-        try:
-            self._compiled_for_gpu(*args)
-        except Exception as error:  # the compiler may raise anything; an error of the function is raised below
-            _give_up(error)
-            self.function(*args)
-
-    @functools.cached_property
-    def _compiled_for_gpu(self) -> Any:
-        return torch.compile(self.function, dynamic=True, fullgraph=True)
 
 
 def _nothing(*args: Any) -> None:
