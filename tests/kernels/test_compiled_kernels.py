@@ -83,12 +83,12 @@ def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, to
     arguments: list[Tensor | float] = []
     for name, argument in zip(inspect.signature(function.function).parameters, function.arguments, strict=True):
         shape = [factor * letters[letter] for factor, letter in argument.dimensions]
-        if argument.kind in compiled.NUMBERS:
+        if argument.kind == "float":
             arguments.append(NUMBER)
         else:
             x = 4 * torch.randn(shape, generator=generator)
             x = x.square() if name == "second_moment" else x
-            arguments.append(x.to(compiled.FIXED.get(argument.kind) or kinds[argument.kind]))
+            arguments.append(x.to(torch.float32 if argument.kind == "float32" else kinds[argument.kind]))
     return arguments
 
 
