@@ -13,6 +13,7 @@ see, such as `x.tolist()` or `x.numpy()`: a replay would skip it silently.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
@@ -30,7 +31,7 @@ from .sizes import SIZES
 WARM_UP = 2  # steps of a signature before one is recorded: then everything is compiled, and memory has its final size
 MOST_STEPS = 4  # recorded at once
 MOST_BYTES = 1 << 24  # of a recorded step: of its tensors outside the arena
-MOST_SIGNATURES = 100  # counted, or known not to be replayable
+MOST_SIGNATURES = 100  # counted, or known not to be recordable
 
 Call = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
 
@@ -62,52 +63,62 @@ def is_replayable(size: int, dropout: float, device_type: str) -> bool:
     return device_type == "cpu" and size <= SIZES[device_type].replayed and not dropout  # dropout's masks are drawn
 
 
-class Replay:
-    """Records and replays the steps of one network. `arena` provides their memory."""
+class StepRecorder(ABC):
+    """Runs the steps of one network: those of a signature some times as they are, then one is recorded, and the next
+    ones only replay it. `recorded`: by signature, least recently used first; `warm_up`: steps of a signature before
+    one is recorded."""
 
-    def __init__(self, arena: Arena):
-        self.arena = arena
+    def __init__(self, recorded: dict[Hashable, Any], warm_up: int):
+        self.recorded, self.warm_up = recorded, warm_up
         self._seen: Counter[Hashable] = Counter()
-        self._not_replayable: set[Hashable] = set()
+        self._refused: set[Hashable] = set()  # signatures of steps that cannot be recorded
 
-    def __call__(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], signature: Hashable) -> Tensor:
-        """work(*inputs), as a new tensor. `signature`: everything besides the inputs that decides what `work` does.
-
-        `work` reads the inputs, and reads and writes memory of the arena and tensors that keep their address.
-        """
+    def __call__(self, work: Callable[..., Any], inputs: Sequence[Tensor | None], signature: Hashable) -> Any:
+        """work(*inputs), as new tensors. `signature`: everything besides the inputs that decides what `work` does."""
         if is_observed():
             return work(*inputs)
-        recorded: dict[Hashable, RecordedStep] = self.arena.recorded_steps
         key = signature, *[None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs]
-        if (step := recorded.pop(key, None)) is not None:
-            recorded[key] = step
+        if (step := self.recorded.pop(key, None)) is not None:
+            self.recorded[key] = step
             return step.replay(inputs)
         if len(self._seen) > MOST_SIGNATURES:
             self._seen.clear()
-            self._not_replayable.clear()
+            self._refused.clear()
         self._seen[key] += 1
-        if self._seen[key] <= WARM_UP or key in self._not_replayable:
+        if self._seen[key] <= self.warm_up or key in self._refused:
             return work(*inputs)
         return self._record(work, inputs, key)
 
-    def _record(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], key: Hashable) -> Tensor:
-        """Runs a step and records it."""
-        generation, step = self.arena.generation, RecordedStep(inputs)
-        self._not_replayable.add(key)  # in case it fails
-        result = step.record(work)
-        recorded = self.arena.recorded_steps
-        if step.complete:
-            self._not_replayable.remove(key)
-            if generation == self.arena.generation:
-                recorded[key] = step
-        if len(recorded) > MOST_STEPS:
-            oldest = next(iter(recorded))
-            del recorded[oldest], self._seen[oldest]
-        return result
+    @abstractmethod
+    def _record(self, work: Callable[..., Any], inputs: Sequence[Any], key: Hashable) -> Any:
+        """Runs a step, and records it if that is possible."""
 
-    def replays(self) -> int:
-        """The number of recorded steps."""
-        return len(self.arena.recorded_steps)
+    def _drop_oldest(self) -> None:
+        oldest = next(iter(self.recorded))
+        del self.recorded[oldest], self._seen[oldest]
+
+
+class Replay(StepRecorder):
+    """Records and replays the steps of one network on a CPU. `arena` provides their memory.
+
+    A step reads its inputs, and reads and writes memory of the arena and tensors that keep their address.
+    """
+
+    def __init__(self, arena: Arena):
+        super().__init__(arena.recorded_steps, WARM_UP)
+        self.arena = arena
+
+    def _record(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], key: Hashable) -> Tensor:
+        generation, step = self.arena.generation, RecordedStep(inputs)
+        self._refused.add(key)  # in case it fails
+        result = step.record(work)
+        if step.complete:
+            self._refused.remove(key)
+            if generation == self.arena.generation:
+                self.recorded[key] = step
+        if len(self.recorded) > MOST_STEPS:
+            self._drop_oldest()
+        return result
 
 
 class RecordedStep(TorchDispatchMode):

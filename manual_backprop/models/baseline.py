@@ -22,12 +22,11 @@ from ..optim.optimizers import Optimizer
 from ..optim.torch_optimizers import TorchOptimizer
 from .autograd import AutogradNetwork
 from .baseline_modules import Decoder, Encoder, EncoderDecoder
-from .network import parameter_shapes
+from .network import block_names, packed_names, parameter_shapes
 
 log = logging.getLogger(__name__)
 
 MODULES: dict[str, Any] = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
-FUSED = {"attention": "qkv", "cross_attention": "key_value", "feed_forward": "gated"}  # several matrices as one
 
 
 class BaselineTransformer(AutogradNetwork):
@@ -43,8 +42,6 @@ class BaselineTransformer(AutogradNetwork):
     >>> torch.allclose(baseline.predict(tokens), by_hand.predict(tokens))
     True
     """
-
-    parameters: Mapping[str, Tensor]
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
@@ -77,13 +74,12 @@ class BaselineTransformer(AutogradNetwork):
         wholes = {
             name.removeprefix(alone): whole for name, whole in self.module.named_parameters(remove_duplicate=False)
         }
+        packed = [entry for block in block_names(self.config) for entry in packed_names(self.config, block).items()]
+        fused = {part: whole for whole, parts in packed for part in parts}  # several matrices as one
         places: dict[str, tuple[nn.Parameter, slice]] = {}
         rows = dict.fromkeys(wholes, 0)  # rows that already have a name
         for name, shape in parameter_shapes(self.config).items():
-            whole = name
-            if name not in wholes:
-                place, sublayer, _, kind = name.rsplit(".", 3)
-                whole = f"{place}.{sublayer}.{FUSED[sublayer]}.{kind}"
+            whole = fused.get(name, name)
             places[name] = wholes[whole], slice(rows[whole], rows[whole] + shape[0])
             rows[whole] += shape[0]
         return places
@@ -127,14 +123,15 @@ class BaselineTransformer(AutogradNetwork):
         self._set_training(step, batch.first_row)
         count = self.on_device(denominator).clamp(min=1)  # no target counts: the loss is 0
         arguments = *self._arguments(inputs), batch.targets, count
-        if self.compiled is None:
-            loss = self._first_step(arguments)
-            self._notify_gradients_complete()
-            return loss
-        with self._autocast():
-            loss = self._loss(*arguments)
-        self._backward(loss)
+        loss = self._first_step(arguments) if self.compiled is None else self._step(self._loss, arguments)
         self._notify_gradients_complete()
+        return loss
+
+    def _step(self, loss_of: Any, arguments: tuple) -> Tensor:
+        """Forward and backward -> the loss."""
+        with self._autocast():
+            loss = loss_of(*arguments)
+        self._backward(loss)
         return loss.detach()
 
     def _first_step(self, arguments: tuple) -> Tensor:
@@ -144,21 +141,16 @@ class BaselineTransformer(AutogradNetwork):
             before = [None if p.grad is None else p.grad.clone() for p in self.module.parameters()]
             compiled = torch.compile(self.module.loss, mode=self.compile_mode)
             try:
-                with self._autocast():
-                    loss = compiled(*arguments)
-                self._backward(loss)
+                loss = self._step(compiled, arguments)
                 self._loss = compiled
-                return loss.detach()
+                return loss
             except Exception as error:
                 # the compiler may raise anything; an error of the network itself is raised again below
                 self.compiled = self.compiles = False
                 for parameter, gradient in zip(self.module.parameters(), before, strict=True):
                     parameter.grad = gradient
                 log.warning("torch.compile does not work here, so the baseline runs uncompiled: %s", first_line(error))
-        with self._autocast():
-            loss = self._loss(*arguments)
-        self._backward(loss)
-        return loss.detach()
+        return self._step(self._loss, arguments)
 
     def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
         """Never compiled: evaluation and generation have many shapes, and each of them would be compiled."""

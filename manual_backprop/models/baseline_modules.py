@@ -6,7 +6,7 @@ Their parameters have the names of the hand-written network, except the fused on
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +175,8 @@ class Blocks(nn.Module):
 
 
 class Transformer(nn.Module):
-    """What decoder, encoder and encoder-decoder share: scale of the embeddings, positions, dropout, and a head."""
+    """What decoder, encoder and encoder-decoder share: scale of the embeddings, positions, dropout, a head and its
+    loss."""
 
     def __init__(self, config: CustomTransformerConfig, table: Tensor | None, outputs: int, bias: bool = False):
         super().__init__()
@@ -185,6 +186,9 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, outputs, bias=bias)
         self.config = config
+
+    def learned_positions(self, length: int) -> nn.Embedding | None:
+        return nn.Embedding(length, self.config.d_model) if self.positions == "learned" else None
 
     def placed(self, x: Tensor, places: nn.Embedding | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """x (B, T, D) with positions added, and the rotation of queries and keys (rotary positions)."""
@@ -201,15 +205,19 @@ class Transformer(nn.Module):
             rotation = self.table[0, :length], self.table[1, :length]
         return self.dropout(x), rotation
 
+    def loss(self, *arguments: Any) -> Tensor:
+        """arguments: those of `forward`, targets, denominator."""
+        *inputs, targets, denominator = arguments
+        return head_loss(self.config, self(*inputs), targets, denominator)
+
 
 class Decoder(Transformer):
-    """Maps tokens to logits, or to the loss of its head."""
+    """Maps tokens to logits."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         super().__init__(config, table, config.vocab_size)
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        learned = self.positions == "learned"
-        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.position_embedding = self.learned_positions(config.max_seq_len)
         self.decoder = Blocks(config, activation, config.n_blocks, reads_memory=config.network == "encoder_decoder")
 
     def forward(self, tokens: Tensor, mask: Tensor | None, *memory: Tensor | Keys) -> Tensor:
@@ -217,20 +225,15 @@ class Decoder(Transformer):
         x, rotation = self.placed(self.token_embedding(tokens), self.position_embedding)
         return self.head(self.decoder(x, rotation, Keys(True, mask), *memory))
 
-    def loss(self, tokens: Tensor, mask: Tensor | None, targets: Tensor, denominator: Tensor) -> Tensor:
-        return head_loss(self.config, self(tokens, mask), targets, denominator)
-
 
 class EncoderDecoder(Decoder):
-    """Maps sources and shifted targets to logits, or to the loss of its head."""
+    """Maps sources and shifted targets to logits."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         super().__init__(config, activation, table)
         own = config.source_vocab_size
         self.source_embedding = nn.Embedding(own, config.d_model) if own else None
-        length = config.source_length
-        learned = self.positions == "learned"
-        self.source_position_embedding = nn.Embedding(length, config.d_model) if learned else None
+        self.source_position_embedding = self.learned_positions(config.source_length)
         self.encoder = Blocks(config, activation, config.encoder_blocks)
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
@@ -244,14 +247,9 @@ class EncoderDecoder(Decoder):
         keys = Keys.of_lengths(lengths, source.shape[1])
         return super().forward(tokens, None, self.encode(source, lengths), keys)
 
-    def loss(  # type: ignore[override]
-        self, source: Tensor, lengths: Tensor, tokens: Tensor, targets: Tensor, denominator: Tensor
-    ) -> Tensor:
-        return head_loss(self.config, self(source, lengths, tokens), targets, denominator)
-
 
 class Encoder(Transformer):
-    """Maps a sequence of tokens, or of vectors, to one vector of outputs, or to the loss of its head."""
+    """Maps a sequence of tokens, or of vectors, to one vector of outputs."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         assert config.n_outputs is not None
@@ -260,8 +258,7 @@ class Encoder(Transformer):
             self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         else:
             self.input = nn.Linear(config.n_inputs, config.d_model)
-        learned = self.positions == "learned"
-        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.position_embedding = self.learned_positions(config.max_seq_len)
         self.encoder = Blocks(config, activation, config.encoder_blocks)
         self.pooling = config.pooling
 
@@ -274,6 +271,3 @@ class Encoder(Transformer):
             return self.head(x[:, 0])
         real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
         return self.head(torch.where(real, x, 0).sum(1) / lengths.clamp(min=1)[:, None])
-
-    def loss(self, inputs: Tensor, lengths: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
-        return head_loss(self.config, self(inputs, lengths), targets, denominator)

@@ -65,12 +65,7 @@ class Memory(NamedTuple):
 
 def block_names(config: CustomTransformerConfig) -> list[str]:
     """The names of all blocks, in the order of a forward pass: blocks.0, or encoder.blocks.0 and decoder.blocks.0."""
-    encoder = [f"encoder.blocks.{block}" for block in range(config.encoder_blocks)]
-    if config.network == "encoder":
-        return encoder
-    if config.network == "encoder_decoder":
-        return encoder + [f"decoder.blocks.{block}" for block in range(config.n_blocks)]
-    return [f"blocks.{block}" for block in range(config.n_blocks)]
+    return [block for blocks in stacks_of(config).values() for block in blocks]
 
 
 def dropout_places(config: CustomTransformerConfig) -> list[str]:
@@ -87,10 +82,12 @@ def dropout_places(config: CustomTransformerConfig) -> list[str]:
 
 def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
     """Names of blocks by their prefix: empty for a decoder alone, else "encoder." and "decoder."."""
-    stacks: dict[str, list[str]] = {}
-    for block in block_names(config):
-        stacks.setdefault(block.partition("blocks.")[0], []).append(block)
-    return stacks
+    sizes = {"encoder.": config.encoder_blocks, "decoder.": config.n_blocks}
+    if config.network == "encoder":
+        del sizes["decoder."]
+    elif config.network == "decoder":
+        sizes = {"": config.n_blocks}
+    return {stack: [f"{stack}blocks.{block}" for block in range(size)] for stack, size in sizes.items()}
 
 
 def tables_of(config: CustomTransformerConfig) -> dict[str, tuple[str, str]]:
@@ -116,17 +113,13 @@ def packed_names(config: CustomTransformerConfig, block: str) -> dict[str, list[
     groups: list[tuple[str, str, tuple[str, ...]]] = [("attention", "qkv", ("query", "key", "value"))]
     if reads_memory(config, block):
         groups.append(("cross_attention", "key_value", ("key", "value")))
-    packed = {
+    if config.traits.gated:
+        groups.append(("feed_forward", "gated", ("gate", "hidden")))
+    return {
         f"{block}.{sublayer}.{whole}.{kind}": [f"{block}.{sublayer}.{part}.{kind}" for part in parts]
         for sublayer, whole, parts in groups
         for kind in kinds
     }
-    if config.traits.gated:
-        packed[f"{block}.feed_forward.gated.weight"] = [
-            f"{block}.feed_forward.gate.weight",
-            f"{block}.feed_forward.hidden.weight",
-        ]
-    return packed
 
 
 def linear_of(views: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
@@ -186,8 +179,7 @@ def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
         shapes["source_embedding.weight"] = (config.source_vocab_size, d_model)
     if learned and pair:
         shapes["source_position_embedding.weight"] = (config.source_length, d_model)
-    blocks = block_names(config)
-    for block in blocks:
+    for block in block_names(config):
         attentions = ("attention", "cross_attention") if reads_memory(config, block) else ("attention",)
         for norm in (*attentions, "feed_forward"):
             add(f"{block}.{norm}_norm", (d_model,), traits.norm == "layer")
@@ -199,7 +191,7 @@ def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
         add(f"{block}.feed_forward.hidden", (d_ffn, d_model), traits.biases)
         add(f"{block}.feed_forward.output", (d_model, d_ffn), traits.biases)
     if traits.pre_norm:
-        for stack in dict.fromkeys(block.partition("blocks.")[0] for block in blocks):
+        for stack in stacks_of(config):
             add(f"{stack}final_norm", (d_model,), traits.norm == "layer")
     if config.network == "encoder":
         add("head", (config.n_outputs or 0, d_model), True)
@@ -218,8 +210,7 @@ def initial_standard_deviation(name: str, shape: Shape, config: CustomTransforme
     """
     if config.traits.pre_norm:
         base = 0.02 * math.sqrt(768 / config.d_model)
-        stack = name.partition("blocks.")[0]
-        blocks = [block for block in block_names(config) if block.startswith(stack + "blocks.")]
+        blocks = stacks_of(config).get(name.partition("blocks.")[0], [])
         terms = sum(3 if reads_memory(config, block) else 2 for block in blocks)  # of the residual stream
         return base / math.sqrt(terms) if name.endswith("output.weight") else base
     if name in ("token_embedding.weight", "source_embedding.weight", "head.weight"):

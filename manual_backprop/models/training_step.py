@@ -8,7 +8,7 @@ watch is set. Otherwise its kernels are launched one by one. The step never wait
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -28,8 +28,14 @@ from .step import HandWrittenNetwork
 
 def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
     """The optimizer of a config, sharded over the processes unless the config says otherwise."""
-    optimizer = _build(config, network)
-    return optimizer if config.optimizer.sharded is False else sharded(optimizer, network)
+    settings = config.optimizer
+    if settings.name == "sgd":
+        optimizer = network.sgd(settings.weight_decay, settings.momentum or 0.0)
+    else:
+        assert settings.betas is not None
+        assert settings.epsilon is not None
+        optimizer = network.adamw(settings.weight_decay, settings.betas, settings.epsilon)
+    return optimizer if settings.sharded is False else sharded(optimizer, network)
 
 
 def sharded(optimizer: Optimizer, network: Network) -> Optimizer:
@@ -39,17 +45,6 @@ def sharded(optimizer: Optimizer, network: Network) -> Optimizer:
         return optimizer
     assert isinstance(network, FlatNetwork)
     return ShardedOptimizer(optimizer, network.layout, group)
-
-
-def _build(config: RunConfig, network: Network) -> Optimizer:
-    settings = config.optimizer
-    if settings.name == "sgd":
-        return network.sgd(settings.weight_decay, settings.momentum or 0.0)
-    if settings.name != "adamw":
-        raise NotImplementedError(f"optimizer.name={settings.name}: no network has it")
-    assert settings.betas is not None
-    assert settings.epsilon is not None
-    return network.adamw(settings.weight_decay, settings.betas, settings.epsilon)
 
 
 class Unwatched:
@@ -98,11 +93,6 @@ class TrainingStep:
         self.reduction = reduction
         self.graphs = Graphs() if graph and not reduction.shared else None
 
-    @property
-    def uses_graph(self) -> bool:
-        """Whether a CUDA graph has been captured."""
-        return self.graphs is not None and bool(self.graphs.captured)
-
     def __call__(
         self,
         batches: Iterable[AnyBatch],
@@ -124,10 +114,9 @@ class TrainingStep:
         ):
             if network.rounded is not None:
                 network.rounded.refresh()  # a graph that is replayed does not refresh them
-            recorded = OfTensors.of(self, list(batches), network)
-            loss, norm = self.graphs(
-                recorded, recorded.inputs(denominator, rate, number), (recorded.signature, self.max_grad_norm)
-            )
+            recorded = OfTensors(self, list(batches), network)
+            inputs = recorded.inputs(denominator, rate, number)
+            loss, norm = self.graphs(recorded, inputs, (recorded.signature, self.max_grad_norm))
             return loss, norm
         return self.run(batches, denominator, rate, number, watch)
 
@@ -153,18 +142,12 @@ class TrainingStep:
         return loss, norm
 
 
-@dataclass
 class OfTensors:
     """A step as a function of tensors, which a graph can replay. They hold everything that changes between steps."""
 
-    step: TrainingStep
-    batches: Sequence[AnyBatch]
-    network: HandWrittenNetwork
-    places: Sequence[str]  # where the network applies dropout
-
-    @classmethod
-    def of(cls, step: TrainingStep, batches: Sequence[AnyBatch], network: HandWrittenNetwork) -> OfTensors:
-        return cls(step, batches, network, dropout_places(network.config))
+    def __init__(self, step: TrainingStep, batches: Sequence[AnyBatch], network: HandWrittenNetwork):
+        self.step, self.batches, self.network = step, batches, network
+        self.places = dropout_places(network.config)
 
     @property
     def signature(self) -> tuple[Any, ...]:

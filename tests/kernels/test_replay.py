@@ -91,7 +91,7 @@ def test_a_training_has_the_bits_of_one_that_replays_nothing(architecture: str, 
         network, plain = network_of(**changed), network_of(replays=False, **changed)
         of = [batch, other] * 3  # two warm up, one is recorded, three are replayed
         assert_same(train(network, of), train(plain, of))
-        assert network.replay.replays() == 1, name
+        assert len(network.replay.recorded) == 1, name
 
 
 def test_memory_is_poisoned_in_replayed_steps_too() -> None:
@@ -99,7 +99,7 @@ def test_memory_is_poisoned_in_replayed_steps_too() -> None:
     network.arena.poisoned = True
     of = batches(network.config)
     assert_same(train(network, of), train(plain, of))
-    assert network.replay.replays() == 1
+    assert len(network.replay.recorded) == 1
 
 
 def test_gradients_are_added_to_what_is_there() -> None:
@@ -111,7 +111,7 @@ def test_gradients_are_added_to_what_is_there() -> None:
             one.loss_and_gradients(batch, denominator=2 * B * T, step=1)
             one.loss_and_gradients(batch, denominator=2 * B * T, step=1)
         assert torch.equal(network.flat_gradients.buffer, plain.flat_gradients.buffer)
-    assert network.replay.replays() == 1
+    assert len(network.replay.recorded) == 1
 
 
 # Other steps between
@@ -141,7 +141,7 @@ def test_no_compiler_is_imported() -> None:
         "import sys, torch; from manual_backprop.kernels.arena import Arena; "
         "from manual_backprop.kernels.replay import Replay; replay = Replay(Arena()); "
         "[replay(lambda x: x + 1, (torch.ones(3),), '') for _ in range(5)]; "
-        "assert replay.replays() == 1; assert 'torch._dynamo' not in sys.modules"
+        "assert len(replay.recorded) == 1; assert 'torch._dynamo' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -155,7 +155,7 @@ def test_recorded_steps_are_few_and_the_least_recently_used_goes() -> None:
         for _ in range(STEPS):
             step(network, batch)
             step(network, kinds[0])
-    assert network.replay.replays() == MOST_STEPS
+    assert len(network.replay.recorded) == MOST_STEPS
     lengths = [one.inputs[0].shape[1] for one in network.arena.recorded_steps.values()]
     assert lengths == [*range(MOST_STEPS + 1, MOST_STEPS + 4), 2]
 
@@ -167,7 +167,7 @@ def test_a_step_that_holds_too_much_is_not_recorded(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(replay, "MOST_BYTES", limit)
         network = network_of(architecture="llama")
         train(network, batches(network.config))
-        replays.append(network.replay.replays())
+        replays.append(len(network.replay.recorded))
     assert replays == [1, 0]
 
 
@@ -182,7 +182,7 @@ def test_a_step_that_fails_while_it_is_recorded_fails_once(monkeypatch: pytest.M
         )
         with pytest.raises(KeyboardInterrupt):
             step(network, of[0])
-    assert network.replay.replays() == 0
+    assert len(network.replay.recorded) == 0
     assert_same(train(network, of), train(plain, of))
 
 
@@ -197,7 +197,7 @@ def test_a_step_that_fails_while_it_is_recorded_fails_once(monkeypatch: pytest.M
 def test_never(changed: dict[str, Any]) -> None:
     network = network_of(**changed)
     losses = [step(network, batches(network.config, 1)[0], number).item() for number in range(STEPS)]
-    assert network.replay.replays() == 0
+    assert len(network.replay.recorded) == 0
     assert len(set(losses)) == (STEPS if "dropout" in changed else 1)
 
 
@@ -205,7 +205,7 @@ def test_large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of()
     monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], replayed=B * T * network.config.d_model - 1))
     train(network, batches(network.config))
-    assert network.replay.replays() == 0
+    assert len(network.replay.recorded) == 0
 
 
 def test_the_denominator_may_change() -> None:
@@ -214,14 +214,14 @@ def test_the_denominator_may_change() -> None:
     want = step(network, batch, denominator=1).item()
     for denominator in (1, 2, 4, 8, 16, 32, torch.tensor(3), torch.tensor(5), torch.tensor(64)):
         assert step(network, batch, denominator=denominator).item() * float(denominator) == pytest.approx(want)
-    assert network.replay.replays() == 1
+    assert len(network.replay.recorded) == 1
 
 
 def test_modes_and_profilers_see_every_call() -> None:
     network = network_of()
     of = batches(network.config)
     train(network, of)
-    assert network.replay.replays() == 1
+    assert len(network.replay.recorded) == 1
     with FlopCounterMode(display=False) as counted:
         step(network, of[0])
     with FlopCounterMode(display=False) as wanted:
@@ -280,7 +280,7 @@ def is_replayed(work: Callable[[Tensor], Tensor]) -> bool:
         torch.manual_seed(number)
         with Arena().step():
             assert torch.equal(got, work(x.clone()))
-    return replaying.replays() == 1
+    return len(replaying.recorded) == 1
 
 
 def test_memory_views_copies_and_tuples() -> None:

@@ -2,7 +2,7 @@
 
 `@compiled("N F", "N F", "F")` marks a function that writes into its arguments and returns nothing. It names the
 dimensions of each tensor; the kernel's arguments are the addresses, then one number per letter. The function and the
-kernel of its name (cpp/) compute the same formula. On a GPU `torch.compile` compiles the function.
+kernel of its name (cpp/) compute the same formula.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,8 +30,6 @@ from .library import CompilerError, build, compiler, find, folder, why_elsewhere
 log = logging.getLogger(__name__)
 
 MOST_CALLS = 4096  # cached ways to run a call, by the shapes of its tensors
-FIXED = {"float32": torch.float32}
-NUMBERS = {"float": torch.float32}
 TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # no other subclasses
 FORMATS = {  # dtypes of activations and parameters -> the end of a kernel's name; float64 runs in Python
     (torch.float32, torch.float32): "fp32",
@@ -111,7 +109,7 @@ class Argument:
 
     @classmethod
     def of(cls, text: str) -> Argument:
-        if text in NUMBERS:
+        if text == "float":
             return cls((), text)
         words, _, kind = text.partition(":")
         return cls(tuple((int(word[:-1] or 1), word[-1]) for word in words.split()), kind.strip() or "activation")
@@ -134,7 +132,7 @@ class CompiledFunction:
     def __init__(self, function: Callable[..., None], arguments: tuple[Argument, ...], by_rows: bool):
         functools.update_wrapper(self, function)
         self.function, self.arguments, self.by_rows = function, arguments, by_rows
-        self.tensors = sum(argument.kind not in NUMBERS for argument in arguments)
+        self.tensors = sum(argument.kind != "float" for argument in arguments)
         self.calls: dict[Any, Callable[..., None]] = {}  # by everything known of the tensors except their content
 
     def __call__(self, *args: Any) -> None:
@@ -143,7 +141,7 @@ class CompiledFunction:
     def compiles(self, *args: Any) -> bool:
         """Whether such a call runs in the library, which is loaded or compiled now. If not, the caller should use
         PyTorch's kernels, if there are any: they are faster than the Python function."""
-        return not args[0].is_cuda and self._call_of(args) != self._as_written
+        return self._call_of(args) != self._as_written
 
     def _call_of(self, args: tuple[Any, ...]) -> Callable[..., None]:
         if not library_is_wanted():
@@ -167,13 +165,10 @@ class CompiledFunction:
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:
         """The function that serves calls with such tensors, in this process."""
-        on_gpu, fake = any(x.is_cuda for x in tensors), any(type(x) is FakeTensor for x in tensors)
-        if on_gpu:
-            return _nothing if fake else self._on_gpu
         formats, sizes = self._formats(tensors), self._sizes(tensors)
         if formats is None or sizes is None:
             return self._as_written
-        if fake:
+        if any(type(x) is FakeTensor for x in tensors):
             return _nothing
         address = kernel(f"{self.__name__}_{formats}", len(self.arguments), len(sizes))
         return self._as_written if address is None else self._bound(address, list(sizes.values()))
@@ -182,7 +177,7 @@ class CompiledFunction:
         """The dtypes of activations and parameters, as a kernel's name ends; None if there is no such kernel."""
         found: dict[str, torch.dtype] = {}
         for x, argument in zip(tensors, self.arguments, strict=False):
-            if found.setdefault(argument.kind, FIXED.get(argument.kind, x.dtype)) != x.dtype:
+            if found.setdefault(argument.kind, torch.float32 if argument.kind == "float32" else x.dtype) != x.dtype:
                 return None
         parameter = found.get("parameter", found.get("activation"))
         return FORMATS.get((found.get("activation", parameter), parameter))  # type: ignore[arg-type]
@@ -201,40 +196,25 @@ class CompiledFunction:
     def _bound(self, address: Callable[..., None], sizes: list[int]) -> Callable[..., None]:
         """The call for tensors of these sizes."""
         n_tensors = self.tensors
-        dtypes = [NUMBERS[argument.kind] for argument in self.arguments[n_tensors:]]
 
         def call(*args: Any) -> None:
-            call_library(address, [*args[:n_tensors], *_numbers(args[n_tensors:], dtypes)], sizes)
+            call_library(address, [*args[:n_tensors], *map(_number, args[n_tensors:])], sizes)
 
         return call
-
-    def _on_gpu(self, *args: Any) -> None:
-        try:
-            self._compiled_for_gpu(*args)
-        except Exception as error:  # the compiler may raise anything; an error of the function is raised below
-            _give_up(error)
-            self.function(*args)
-
-    @functools.cached_property
-    def _compiled_for_gpu(self) -> Any:
-        return torch.compile(self.function, dynamic=True, fullgraph=True)
 
 
 def _nothing(*args: Any) -> None:
     """Does nothing: for fake tensors, with which a step's memory is estimated."""
 
 
+def _number(value: float | Tensor) -> Tensor:
+    """`value` in memory as float32, so that a kernel can read it by address."""
+    return value.float() if isinstance(value, Tensor) else _python_number(value)
+
+
 @functools.lru_cache(maxsize=1024)
-def _number(value: float, dtype: torch.dtype) -> Tensor:
-    """`value` in memory, so that a kernel can read it by address."""
-    return torch.tensor(value, dtype=dtype, device="cpu")
-
-
-def _numbers(values: Sequence[float | Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    return [
-        value.to(dtype) if isinstance(value, Tensor) else _number(value, dtype)
-        for value, dtype in zip(values, dtypes, strict=True)
-    ]
+def _python_number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _compile() -> ctypes.CDLL:

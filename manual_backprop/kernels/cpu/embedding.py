@@ -21,7 +21,7 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
     if dweight.dtype == wide(dy[:0]).dtype:
         dweight.index_add_(0, token, wide(dy_rows), alpha=scale)
         return
-    if _table_is_smaller(dweight, token):
+    if len(dweight) < len(token):  # the table (V, D) is smaller
         with scratch(tuple(dweight.shape), wide(dy[:0])) as table:
             dweight += table.zero_().index_add_(0, token, wide(dy_rows), alpha=scale)
         return
@@ -33,11 +33,6 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
         there = (place.max() >= torch.arange(len(token), device=token.device))[:, None]
         torch.where(there, drows, drows[:1], out=wide_rows)
         dweight[owner] = wide_rows.add_(dweight[owner]).to(dweight.dtype)
-
-
-def _table_is_smaller(weight: Tensor, token: Tensor) -> bool:
-    """Whether (V, D) is smaller than a row for each token of the batch."""
-    return len(weight) < len(token)
 
 
 def _groups(token: Tensor) -> tuple[Tensor, Tensor]:

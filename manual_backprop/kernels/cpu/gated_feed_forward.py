@@ -75,11 +75,7 @@ def gated_feed_forward_backward(
     for part in pieces_of(gated):
         wide_shape = tuple(gated[part].shape)
         shape = wide_shape[0], wide_shape[1] // 2
-        with (
-            scratch(wide_shape, dy) as dgated,
-            scratch(shape, dy) as dactivated,
-            scratch(shape, dy) as activated,
-        ):
+        with scratch(wide_shape, dy) as dgated, scratch(shape, dy) as dactivated, scratch(shape, dy) as activated:
             # y = activated W_output^T
             torch.mm(dy_rows[part], output_back, out=dactivated)
             recorded.put("dactivated", dactivated)

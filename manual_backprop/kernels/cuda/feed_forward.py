@@ -17,9 +17,8 @@ from .linear import add_product
 aten = torch.ops.aten
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
-FeedForwardCache = tuple[
-    Any, ...
-]  # x, hidden weight, hidden layer, its bias if not added yet, output weight, activation
+# x, hidden weight, hidden layer, its bias if not added yet, output weight, activation
+FeedForwardCache = tuple[Any, ...]
 GatedFeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor]
 
 

@@ -6,7 +6,6 @@ Capturing computes nothing: the step itself is the first replay.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor
 
 from ...common.errors import first_line
-from ..replay import is_observed
+from ..replay import StepRecorder
 
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps of a signature before one is captured
 MOST_GRAPHS = 4  # kept at once
-MOST_SIGNATURES = 100  # counted, or known not to be capturable
 
 Work = Callable[..., tuple[Tensor, ...]]
 
@@ -72,43 +70,27 @@ def _first_cause(error: Exception) -> Exception:
     return error
 
 
-class Graphs:
+class Graphs(StepRecorder):
     """Captures and replays the steps of one network on a GPU."""
 
     def __init__(self) -> None:
-        self.captured: dict[Hashable, Captured] = {}  # least recently used first
-        self._seen: Counter[Hashable] = Counter()
-        self._refused: set[Hashable] = set()
+        super().__init__({}, WARM_UP)
         self._pool: Any = None  # of memory: the graphs run one after the other
         self._stream: torch.cuda.Stream | None = None  # on which they are captured, of the device of their inputs
         self.refusal = ""  # why the last one that was tried is not there
 
-    def __call__(self, work: Work, inputs: Sequence[Tensor], signature: Hashable) -> tuple[Tensor, ...]:
-        """work(*inputs), as new tensors. `signature`: everything besides the inputs that decides what `work` does."""
-        if is_observed():
-            return work(*inputs)
-        key = signature, *[(x.shape, x.stride(), x.dtype, x.device) for x in inputs]
-        if (found := self.captured.pop(key, None)) is not None:
-            self.captured[key] = found
-            return found.replay(inputs)
-        if len(self._seen) > MOST_SIGNATURES:
-            self._seen.clear()
-            self._refused.clear()
-        self._seen[key] += 1
-        if self._seen[key] <= WARM_UP or key in self._refused or not self._capture(work, inputs, key):
-            return work(*inputs)
-        return self.captured[key].replay(inputs)
+    def _record(self, work: Work, inputs: Sequence[Tensor], key: Hashable) -> tuple[Tensor, ...]:
+        return self.recorded[key].replay(inputs) if self._capture(work, inputs, key) else work(*inputs)
 
     def _capture(self, work: Work, inputs: Sequence[Tensor], key: Hashable) -> bool:
         """Captures a graph and returns whether it succeeded. If not, the log says why, and steps run eagerly."""
-        if len(self.captured) == MOST_GRAPHS:
-            oldest = next(iter(self.captured))
-            del self.captured[oldest], self._seen[oldest]
+        if len(self.recorded) == MOST_GRAPHS:
+            self._drop_oldest()
         torch.cuda.empty_cache()  # free the cached memory of eager steps: a graph has its own
         try:
             if self._stream is None:
                 self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(inputs[0].device)
-            self.captured[key] = Captured(work, inputs, self._pool, self._stream)
+            self.recorded[key] = Captured(work, inputs, self._pool, self._stream)
             return True
         except RuntimeError as error:  # what cannot be captured, or does not fit beside what is there
             self._refused.add(key)

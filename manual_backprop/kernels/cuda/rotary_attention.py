@@ -10,13 +10,7 @@ from ...ops.dropout import Dropout
 from ...ops.numerics import Record, no_record
 from ...ops.rotary_attention import RotaryCache
 from ...ops.visible import CAUSAL, Visible
-from .attention import (
-    Fused,
-    fused_backward,
-    fused_forward,
-    self_attention_backward,
-    self_attention_forward,
-)
+from .attention import Fused, fused_backward, fused_forward, self_attention_backward, self_attention_forward
 
 RotaryAttentionCache = tuple[RotaryCache, tuple[Any, Any]]  # the cache of `rotary`, and that of attention, fused or not
 

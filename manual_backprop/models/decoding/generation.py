@@ -9,24 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...common.errors import InputError, NotFiniteError
+from .incremental import IncrementalDecoder
 
 LENGTH_PENALTY = 0.6  # Vaswani et al. 2017, section 6.1
-
-
-class Decoder(Protocol):
-    """Reads tokens for several rows at once, and remembers them."""
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """tokens (R, t), which follow the tokens read so far -> logits (R, V) of the next token."""
-
-    def select(self, rows: Tensor) -> None:
-        """Continues with these rows, in this order; some may be repeated, others dropped. rows (R') int64."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +39,6 @@ class Drawing:
             raise InputError(f"top_k={self.top_k}: expected how many tokens to draw from, or 0 for all.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p}: expected a share of probability, more than 0 and at most 1.")
-
-    def generator(self) -> torch.Generator:
-        """A random generator: the same seed gives the same numbers."""
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-        return generator
-
-    def sample(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        return sample(logits, self.temperature, self.top_k, self.top_p, generator)
 
 
 def check_whole(name: str, value: object) -> None:
@@ -110,18 +88,27 @@ def _check_finite(logits: Tensor) -> None:
 
 
 def one_by_one(
-    decoder: Decoder, unread: Tensor, length: int, drawing: Drawing, end: int | None, padding: int | None = None
+    decoder: IncrementalDecoder,
+    unread: Tensor,
+    length: int,
+    drawing: Drawing,
+    end: int | None,
+    padding: int | None = None,
 ) -> Iterator[Tensor]:
     """The next `length` tokens of each row, (B, 1) at a time, as soon as they are chosen.
 
     unread (B, t): the prompt. A row that has chosen `end` gets `padding` from then on (None: `end` again); when all
     rows have chosen it, generation ends. Raises NotFiniteError.
     """
-    generator = drawing.generator()
+    generator = torch.Generator()
+    if drawing.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(drawing.seed)
     finished = torch.zeros(len(unread), 1, dtype=torch.bool)
     for _ in range(length):
-        logits = decoder.read(unread)  # (B, V)
-        drawn = drawing.sample(logits.double().cpu(), generator)  # (B, 1)
+        logits = decoder.read(unread).double().cpu()  # (B, V)
+        drawn = sample(logits, drawing.temperature, drawing.top_k, drawing.top_p, generator)  # (B, 1)
         if end is not None:
             drawn = torch.where(finished, end if padding is None else padding, drawn)
             finished |= drawn == end
@@ -138,7 +125,7 @@ def normalizer(length: int, length_penalty: float) -> float:
 
 
 def beam_search(
-    decoder: Decoder, unread: Tensor, length: int, beams: int, length_penalty: float, end: int | None
+    decoder: IncrementalDecoder, unread: Tensor, length: int, beams: int, length_penalty: float, end: int | None
 ) -> list[Tensor]:
     """The best continuation that the search finds for each row: its new tokens, `end` included. The best has the
     highest

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ..network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, norm_of, packed_names
+from ..network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, linear_of, norm_of, packed_names
 
 
 class IncrementalDecoder:
@@ -151,9 +151,7 @@ class IncrementalDecoder:
     def _attention(self, x: Tensor, block: int) -> Tensor:
         """x (B, t, D) -> (B, t, D). Queries of the t new positions; keys and values of all positions in the window."""
         p, heads, kv_heads = self.blocks[block], self.config.n_heads, self.config.kv_heads
-        qkv, _ = ops.linear_forward(
-            x.to(self.network.compute_dtype), p["attention.qkv.weight"], p.get("attention.qkv.bias")
-        )
+        qkv, _ = ops.linear_forward(x.to(self.network.compute_dtype), *linear_of(p, "attention.qkv"))
         if self.config.position_kind == "rotary":
             turns = self.network.position_table[:, self.length :]
             qkv, _ = ops.rotary_forward(qkv, turns, heads + kv_heads)
@@ -163,16 +161,12 @@ class IncrementalDecoder:
         kept, end = self.kept[block], self.length + x.shape[1]
         kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = key, value
         context = attend(query, kept[0, :, :, :end], kept[1, :, :, :end])
-        y, _ = ops.linear_forward(
-            context.transpose(1, 2).flatten(2), p["attention.output.weight"], p.get("attention.output.bias")
-        )
-        return y
+        return ops.linear_forward(context.transpose(1, 2).flatten(2), *linear_of(p, "attention.output"))[0]
 
     def _keys_of_memory(self, memory: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """memory (B, S, D) -> key and value (B, S, H, K), repeated where queries share them."""
-        p = self.blocks[block]
-        weight, bias = p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
-        made, _ = ops.linear_forward(memory.to(self.network.compute_dtype), weight, bias)
+        parameters = linear_of(self.blocks[block], "cross_attention.key_value")
+        made, _ = ops.linear_forward(memory.to(self.network.compute_dtype), *parameters)
         parts = made.unflatten(2, (2, self.config.kv_heads, -1))
         if (shared := self.config.n_heads // self.config.kv_heads) > 1:
             parts = parts.repeat_interleave(shared, dim=3)
@@ -182,20 +176,16 @@ class IncrementalDecoder:
         """x (R, t, D) -> (R, t, D). All rows of a source are queries of its one set of keys, so no key is copied."""
         p, (key, value) = self.blocks[block], self.of_memory[block]
         x = x.to(self.network.compute_dtype)
-        query, _ = ops.linear_forward(x, p["cross_attention.query.weight"], p.get("cross_attention.query.bias"))
+        query, _ = ops.linear_forward(x, *linear_of(p, "cross_attention.query"))
         query = query.reshape(len(key), -1, self.config.n_heads, self.config.d_head)  # (B, R / B t, H, K)
         context, _ = ops.attention_forward(query, key, value, self.visible)
-        context = context.reshape(*x.shape[:2], -1)
-        y, _ = ops.linear_forward(context, p["cross_attention.output.weight"], p.get("cross_attention.output.bias"))
-        return y
+        return ops.linear_forward(context.reshape(*x.shape[:2], -1), *linear_of(p, "cross_attention.output"))[0]
 
     def _feed_forward(self, x: Tensor, block: int) -> Tensor:
         p, x = self.blocks[block], x.to(self.network.compute_dtype)
         if self.config.traits.gated:
-            y, _ = ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p))
-        else:
-            y, _ = ops.feed_forward_forward(x, *feed_forward_of(p), self.network.activation)
-        return y
+            return ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p))[0]
+        return ops.feed_forward_forward(x, *feed_forward_of(p), self.network.activation)[0]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -31,63 +31,81 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """A network of transformers. `sizes`: our keys -> theirs; `demanded`: values that our network has built in."""
+    """A network of transformers. `sizes`: our keys -> theirs; `demanded`: values that our network has built in. The
+    modules with weights, in their order: their name -> ours, several of which are stacked by rows."""
 
-    model_type: str
-    architecture: str  # ours
+    model_type: str  # the name of our architecture as well
     class_name: str
     prefix: str  # of all weights except the head's; the file of a model without head has none
     sizes: Mapping[str, str]
     epsilon: str  # their key of the norms' epsilon; if it is missing, both use the usual one
-    defaults: Mapping[str, Any]  # of keys that config.json may leave out
     demanded: Mapping[str, Any]
+    first: Mapping[str, str]
+    blocks: str
+    of_block: Mapping[str, str]
+    last: Mapping[str, str]
 
 
-LAYOUTS = {
-    "gpt2": Layout(
-        model_type="gpt2",
-        architecture="gpt2",
-        class_name="GPT2LMHeadModel",
-        prefix="transformer.",
-        sizes={
-            "vocab_size": "vocab_size",
-            "d_model": "n_embd",
-            "n_blocks": "n_layer",
-            "n_heads": "n_head",
-            "max_seq_len": "n_positions",
-        },
-        epsilon="layer_norm_epsilon",
-        defaults={"n_inner": None, "activation_function": "gelu_new"},
-        demanded={
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "llama": Layout(
-        model_type="llama",
-        architecture="llama",
-        class_name="LlamaForCausalLM",
-        prefix="model.",
-        sizes={
-            "vocab_size": "vocab_size",
-            "d_model": "hidden_size",
-            "n_blocks": "num_hidden_layers",
-            "n_heads": "num_attention_heads",
-            "d_ffn": "intermediate_size",
-            "max_seq_len": "max_position_embeddings",
-        },
-        epsilon="rms_norm_eps",
-        defaults={"num_key_value_heads": None},
-        demanded={
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-        },
-    ),
-}
+GPT2 = Layout(
+    model_type="gpt2",
+    class_name="GPT2LMHeadModel",
+    prefix="transformer.",
+    sizes={
+        "vocab_size": "vocab_size",
+        "d_model": "n_embd",
+        "n_blocks": "n_layer",
+        "n_heads": "n_head",
+        "max_seq_len": "n_positions",
+    },
+    epsilon="layer_norm_epsilon",
+    demanded={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    first={"transformer.wte": "token_embedding", "transformer.wpe": "position_embedding"},
+    blocks="transformer.h",
+    of_block={
+        "ln_1": "attention_norm",
+        "attn.c_attn": "attention.query attention.key attention.value",
+        "attn.c_proj": "attention.output",
+        "ln_2": "feed_forward_norm",
+        "mlp.c_fc": "feed_forward.hidden",
+        "mlp.c_proj": "feed_forward.output",
+    },
+    last={"transformer.ln_f": "final_norm"},
+)
+LLAMA = Layout(
+    model_type="llama",
+    class_name="LlamaForCausalLM",
+    prefix="model.",
+    sizes={
+        "vocab_size": "vocab_size",
+        "d_model": "hidden_size",
+        "n_blocks": "num_hidden_layers",
+        "n_heads": "num_attention_heads",
+        "d_ffn": "intermediate_size",
+        "max_seq_len": "max_position_embeddings",
+    },
+    epsilon="rms_norm_eps",
+    demanded={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
+    first={"model.embed_tokens": "token_embedding"},
+    blocks="model.layers",
+    of_block={
+        "input_layernorm": "attention_norm",
+        "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value",
+        "self_attn.o_proj": "attention.output",
+        "post_attention_layernorm": "feed_forward_norm",
+        "mlp.gate_proj": "feed_forward.gate",
+        "mlp.up_proj": "feed_forward.hidden",
+        "mlp.down_proj": "feed_forward.output",
+    },
+    last={"model.norm": "final_norm", "lm_head": "head"},
+)
+LAYOUTS = {layout.model_type: layout for layout in (GPT2, LLAMA)}
 
 
 def layout_of(config: CustomTransformerConfig) -> Layout:
@@ -128,7 +146,7 @@ def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> di
         "pad_token_id": None,
         "dtype": DTYPES.get(config.precision, "float32"),
     }
-    if layout.model_type == "gpt2":
+    if layout is GPT2:
         drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
         activation = ACTIVATIONS[config.activation or config.traits.activation]
         return content | {"n_inner": config.d_ffn, "activation_function": activation} | drops
@@ -156,20 +174,18 @@ def network_of(content: Mapping[str, Any], where: str, precision: str = "fp32") 
     more: dict[str, Any] = {
         "norm_epsilon": _number(layout.epsilon, content.get(layout.epsilon), NORM_EPSILON_RULE, problems)
     }
-    if layout.model_type == "llama":
+    if layout is LLAMA:
         base = _rope(content).get("rope_theta", content.get("rope_theta"))
         more["rotary_base"] = _number("rope_theta", base, ROTARY_BASE_RULE, problems)
     if problems:
         raise _refusal(where, problems)
-    if layout.model_type == "gpt2":
-        theirs = content.get("activation_function", layout.defaults["activation_function"])
-        theirs = SYNONYMS.get(theirs, theirs)
+    if layout is GPT2:
         more["d_ffn"] = content.get("n_inner") or 4 * sizes["d_model"]
-        more["activation"] = next(ours for ours, name in ACTIVATIONS.items() if name == theirs)
+        more["activation"] = next(ours for ours, theirs in ACTIVATIONS.items() if theirs == _activation(content))
     else:
         groups = content.get("num_key_value_heads")
         more["n_kv_heads"] = None if groups == sizes["n_heads"] else groups
-    config = CustomTransformerConfig(**sizes, **more, architecture=layout.architecture, precision=precision)
+    config = CustomTransformerConfig(**sizes, **more, architecture=layout.model_type, precision=precision)
     if problems := config.violations():
         raise _refusal(where, problems)
     if content.get("head_dim") not in (None, config.d_head):
@@ -205,26 +221,24 @@ def _unsupported(content: Mapping[str, Any], layout: Layout) -> list[str]:
         value = content.get(key, demanded)
         if (SYNONYMS.get(value, value) if isinstance(value, str) else value) != demanded:
             problems.append(f"{key}={value!r}: here it is always {demanded!r}")
-    if layout.model_type == "gpt2":
-        activation = content.get("activation_function", layout.defaults["activation_function"])
-        if SYNONYMS.get(activation, activation) not in ACTIVATIONS.values():
-            known = ", ".join((*ACTIVATIONS.values(), "gelu_pytorch_tanh"))
-            problems.append(f"activation_function={activation!r}: there are {known}")
-    else:
-        problems += _rotary_problems(content)
+    if layout is GPT2 and _activation(content) not in ACTIVATIONS.values():
+        known = ", ".join((*ACTIVATIONS.values(), "gelu_pytorch_tanh"))
+        problems.append(f"activation_function={content['activation_function']!r}: there are {known}")
+    if layout is LLAMA:
+        for name in ("rope_parameters", "rope_scaling"):
+            inner = content.get(name) or {}
+            kind = inner.get("rope_type", inner.get("type", "default")) if isinstance(inner, Mapping) else inner
+            if kind != "default":
+                problems.append(f"{name} of type {kind!r}: positions are turned without scaling here")
     if content.get("quantization_config") is not None:
         problems.append("quantization_config: weights must be plain numbers")
     return problems
 
 
-def _rotary_problems(content: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for name in ("rope_parameters", "rope_scaling"):
-        inner = content.get(name) or {}
-        kind = inner.get("rope_type", inner.get("type", "default")) if isinstance(inner, Mapping) else inner
-        if kind != "default":
-            problems.append(f"{name} of type {kind!r}: positions are turned without scaling here")
-    return problems
+def _activation(content: Mapping[str, Any]) -> Any:
+    """GPT-2's activation."""
+    name = content.get("activation_function", "gelu_new")
+    return SYNONYMS.get(name, name)
 
 
 # Weights
@@ -232,51 +246,14 @@ def _rotary_problems(content: Mapping[str, Any]) -> list[str]:
 
 def entries(config: CustomTransformerConfig) -> list[Entry]:
     """Every weight of the layout with its weights of ours. A tied head is not a separate weight."""
-    layout = layout_of(config)
-    return _gpt2_entries(config) if layout.model_type == "gpt2" else _llama_entries(config)
-
-
-def _gpt2_entries(config: CustomTransformerConfig) -> list[Entry]:
-    found = [
-        Entry("transformer.wte.weight", ("token_embedding.weight",)),
-        Entry("transformer.wpe.weight", ("position_embedding.weight",)),
-    ]
-    modules = (
-        ("ln_1", ("attention_norm",)),
-        ("attn.c_attn", ("attention.query", "attention.key", "attention.value")),
-        ("attn.c_proj", ("attention.output",)),
-        ("ln_2", ("feed_forward_norm",)),
-        ("mlp.c_fc", ("feed_forward.hidden",)),
-        ("mlp.c_proj", ("feed_forward.output",)),
-    )
+    layout, found = layout_of(config), []
+    modules = list(layout.first.items())
     for block in range(config.n_blocks):
-        for theirs, ours in modules:
-            for kind in ("weight", "bias"):
-                names = tuple(f"blocks.{block}.{name}.{kind}" for name in ours)
-                turned = kind == "weight" and "c_" in theirs  # Conv1D: (inputs, outputs)
-                found.append(Entry(f"transformer.h.{block}.{theirs}.{kind}", names, turned))
-    return [*found, *(Entry(f"transformer.ln_f.{kind}", (f"final_norm.{kind}",)) for kind in ("weight", "bias"))]
-
-
-def _llama_entries(config: CustomTransformerConfig) -> list[Entry]:
-    modules = (
-        ("input_layernorm", "attention_norm"),
-        ("self_attn.q_proj", "attention.query"),
-        ("self_attn.k_proj", "attention.key"),
-        ("self_attn.v_proj", "attention.value"),
-        ("self_attn.o_proj", "attention.output"),
-        ("post_attention_layernorm", "feed_forward_norm"),
-        ("mlp.gate_proj", "feed_forward.gate"),
-        ("mlp.up_proj", "feed_forward.hidden"),
-        ("mlp.down_proj", "feed_forward.output"),
-    )
-    return [
-        Entry("model.embed_tokens.weight", ("token_embedding.weight",)),
-        *(
-            Entry(f"model.layers.{block}.{theirs}.weight", (f"blocks.{block}.{ours}.weight",))
-            for block in range(config.n_blocks)
-            for theirs, ours in modules
-        ),
-        Entry("model.norm.weight", ("final_norm.weight",)),
-        Entry("lm_head.weight", ("head.weight",)),
-    ]
+        for theirs, ours in layout.of_block.items():
+            names = [f"blocks.{block}.{name}" for name in ours.split()]
+            modules.append((f"{layout.blocks}.{block}.{theirs}", " ".join(names)))
+    for theirs, ours in [*modules, *layout.last.items()]:
+        for kind in ("weight", "bias") if config.traits.biases and "embedding" not in ours else ("weight",):
+            turned = kind == "weight" and "c_" in theirs  # Conv1D: (inputs, outputs)
+            found.append(Entry(f"{theirs}.{kind}", tuple(f"{name}.{kind}" for name in ours.split()), turned))
+    return found

@@ -7,8 +7,7 @@ token ids, or of rows of numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,9 +114,3 @@ class EncoderWrapper(NetworkWrapper):
             return given.to(config.get_dtype())
         check_ids("class", given, n, ignored=True)
         return given.long()
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **changes: Any) -> Self:
-        """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
-        the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
-        return cls._of_checkpoint(path, changes)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,9 +233,3 @@ class EncoderDecoderWrapper(NetworkWrapper):
             raise CheckpointError(f"{checkpoint.path} is inconsistent: {'; '.join(wrong)}.")
         super().restore(checkpoint)
         vars(self).update(special)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **changes: Any) -> Self:
-        """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
-        the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
-        return cls._of_checkpoint(path, changes)

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ... import ops
 from ...common.batch import Batch
@@ -119,11 +119,8 @@ class LanguageModel(NetworkWrapper):
         Drawing(temperature, top_k, top_p, seed)  # refuses values out of range, although nothing is sampled
         decoder, unread = IncrementalDecoder(self.network, len(input_ids)), self._unread(input_ids)
         best = beam_search(decoder, unread, max_length, beams, length_penalty, eos_token_id)
-        longest = max(map(len, best))
-        continued = input_ids.new_full((len(best), longest), eos_token_id or 0)
-        for row, found in enumerate(best):
-            continued[row, : len(found)] = found
-        return torch.cat((input_ids, continued), dim=1)
+        continued = pad_sequence(best, batch_first=True, padding_value=eos_token_id or 0)
+        return torch.cat((input_ids, continued.to(input_ids)), dim=1)
 
     def stream(
         self,
@@ -210,12 +207,6 @@ class CustomTransformerWrapper(LanguageModel):
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any] | None = None, **fields: Any):
         """Default sizes (vocab_size, d_model, n_blocks, n_heads, d_ffn, max_seq_len): 50257, 256, 4, 4, 512, 256."""
         super().__init__(CustomTransformer(config_of(config, fields)))
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **changes: Any) -> CustomTransformerWrapper:
-        """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
-        the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
-        return cls._of_checkpoint(path, changes)
 
 
 def build_model(implementation: str, config: CustomTransformerConfig) -> LanguageModel:

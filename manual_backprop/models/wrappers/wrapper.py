@@ -19,7 +19,6 @@ from ...config.network import network_of_state
 from ...config.schema import CustomTransformerConfig
 from ..network import Network
 
-MODEL_TYPE = "custom_transformer"
 DEFAULT_SIZES = {"vocab_size": 50257, "d_model": 256, "n_blocks": 4, "n_heads": 4, "d_ffn": 512, "max_seq_len": 256}
 
 
@@ -76,7 +75,7 @@ class NetworkWrapper:
         """A dict: model_type, implementation, network, architecture, precision, sizes and number of parameters."""
         config = self.config
         return {
-            "model_type": MODEL_TYPE,
+            "model_type": "custom_transformer",
             "implementation": type(self.network).__name__,
             "network": config.network,
             "architecture": config.architecture,
@@ -119,10 +118,11 @@ class NetworkWrapper:
         self.step = checkpoint.step
 
     @classmethod
-    def _of_checkpoint(cls, path: str | Path, changes: Mapping[str, Any]) -> Self:
-        """The model of a checkpoint, for a subclass that is built from a config. Raises CheckpointError."""
+    def from_checkpoint(cls, path: str | Path, **changes: Any) -> Self:
+        """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
+        the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         checkpoint = _load(path)
-        fields = asdict(saved_network(checkpoint)) | {"device": "auto"} | dict(changes)
+        fields = asdict(saved_network(checkpoint)) | {"device": "auto"} | changes
         model = cls(CustomTransformerConfig.of(fields))  # type: ignore[arg-type]
         model.restore(checkpoint)
         return model

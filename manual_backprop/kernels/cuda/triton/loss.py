@@ -72,8 +72,7 @@ def cross_entropy_kernel(
         # dz = scale (p - q), p = exp(z - logsumexp(z))
         p = tl.exp(z - largest) / total
         q = tl.where(column == target, 1 - SMOOTHING, tl.zeros_like(p))  # without the share
-        dz = tl.where(
-            counts, scale * (p - q - share), 0.0
-        )  # a product with 0 would keep the NaN that an ignored row may hold
+        # not a product with 0, which would keep the NaN that an ignored row may hold
+        dz = tl.where(counts, scale * (p - q - share), 0.0)
         tl.store(logits_ptr + column, dz.to(logits_ptr.dtype.element_ty), mask=column < V)
         start += BLOCK

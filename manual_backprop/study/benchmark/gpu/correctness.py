@@ -178,7 +178,7 @@ def check_graph(item: Item, device: torch.device) -> tuple[list[Finding], bool]:
     different = [name for name in want if not torch.equal(want[name], got[name])]
     what = "bits of loss, norm and parameters" + (f", first of {different[0]}" if different else "")
     findings = [Finding(item.name, what, float(len(different)), EXACT)]
-    used = graphs is not None and bool(graphs.captured)
+    used = graphs is not None and bool(graphs.recorded)
     if graphs is not None and device.type == "cuda":
         why = f": {graphs.refusal}" if graphs.refusal else ""
         findings.append(Finding(item.name, f"steps without a graph{why}", float(not used), EXACT))
