@@ -77,14 +77,16 @@ def step_of(network: Network, batch: AnyBatch, denominator: int | None = None) -
 
 
 @torch.no_grad()
-def direction_error(network: HandWrittenNetwork, batch: AnyBatch, gradients: Mapping[str, Tensor], seed: int) -> float:
+def check_direction(
+    subject: str, network: HandWrittenNetwork, batch: AnyBatch, gradients: Mapping[str, Tensor]
+) -> Finding:
     """The error of the slope of the loss along one random direction, against central differences.
 
     The error is relative to |gradient| |direction| / sqrt(P), the typical slope in a random direction, since the slope
     itself may happen to be near 0. The padding between parameters has no effect. `gradients` may be the network's own,
     which are overwritten; its parameters are restored.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(network.config.seed)
     direction = torch.randn(network.layout.size, generator=generator, dtype=torch.float64).to(network.device)
     direction /= norm_of([direction])
     slope = 0.0
@@ -101,7 +103,30 @@ def direction_error(network: HandWrittenNetwork, batch: AnyBatch, gradients: Map
 
     difference = abs((loss_at(DIRECTION_STEP) - loss_at(-DIRECTION_STEP)) / (2 * DIRECTION_STEP) - slope)
     parameters.copy_(before)
-    return difference / (norm / math.sqrt(network.layout.size)) if norm else difference
+    error = difference / (norm / math.sqrt(network.layout.size)) if norm else difference
+    return Finding(subject, "slope along a random direction", error, DIRECTION_BAR)
+
+
+def compare_step(
+    subject: str,
+    config: CustomTransformerConfig,
+    batch: AnyBatch,
+    step: tuple[Tensor, Mapping[str, Tensor]],
+    mirrored: tuple[Tensor, Mapping[str, Tensor]],
+) -> list[Finding]:
+    """Compares loss and gradients of a step by hand with those of its mirror. Of every gradient that is zero by
+    structure, the error is its share of the whole gradient."""
+    (loss, gradients), (want_loss, want) = step, mirrored
+    errors = errors_of(gradients, want, wholly_zero(config, batch))
+    whole = norm_of(gradients.values())
+    return [
+        Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR),
+        *(Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()),
+        *(
+            Finding(subject, f"d {name} is 0: {reason}", norm_of([gradients[name][rows]]) / (whole or 1), ZERO_BAR)
+            for name, reason, rows in zero_by_structure(config, batch)
+        ),
+    ]
 
 
 def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str = "proof") -> list[Finding]:
@@ -110,22 +135,12 @@ def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str =
     by_hand, mirror = networks(config, scale)
     given = {"parameters": by_hand.flat_parameters.buffer, **tensors_of(batch)}
     before = {name: tensor.clone() for name, tensor in given.items()}
-    want_loss, want = step_of(mirror, batch)
+    mirrored = step_of(mirror, batch)
     loss, gradients = step_of(by_hand, batch)
     apart = wholly_zero(config, batch)
 
-    findings = [Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR)]
-    errors = errors_of(gradients, want, apart)
-    findings += [Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()]
-    findings += check_zeros(subject, config, batch, gradients)
-    findings.append(
-        Finding(
-            subject,
-            "slope along a random direction",
-            direction_error(by_hand, batch, gradients, config.seed),
-            DIRECTION_BAR,
-        )
-    )
+    findings = compare_step(subject, config, batch, (loss, gradients), mirrored)
+    findings.append(check_direction(subject, by_hand, batch, gradients))
     findings += _check_recorded(subject, by_hand, mirror, batch, loss, gradients)
     findings += _check_classic(subject, by_hand, mirror, batch, apart)
     findings += _check_accumulation(subject, by_hand, batch, loss, gradients, apart)
@@ -135,17 +150,6 @@ def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str =
         Finding(subject, "tensors that require grad", float(sum(tensor.requires_grad for tensor in made)), EXACT),
     ]
     return findings
-
-
-def check_zeros(
-    subject: str, config: CustomTransformerConfig, batch: AnyBatch, gradients: Mapping[str, Tensor]
-) -> list[Finding]:
-    """For every gradient that is zero by structure, its share of the whole gradient."""
-    whole = norm_of(gradients.values())
-    return [
-        Finding(subject, f"d {name} is 0: {reason}", norm_of([gradients[name][rows]]) / (whole or 1), ZERO_BAR)
-        for name, reason, rows in zero_by_structure(config, batch)
-    ]
 
 
 def _check_recorded(
@@ -164,14 +168,14 @@ def _check_recorded(
         step_of(mirror, batch)
     finally:
         by_hand.recorder = mirror.recorder = no_record
-    got, want = (recorder.tensors for recorder in recorders)
-    # gradients are small compared with activations, so each kind has its own floor
-    kinds = {kind: [name for name in got.keys() | want.keys() if _is_gradient(name) == kind] for kind in (False, True)}
     findings = []
-    for kind, names in kinds.items():
-        errors = errors_of({n: got[n] for n in names if n in got}, {n: want[n] for n in names if n in want})
-        name = max(errors, key=lambda name: errors[name])
-        what = "gradients" if kind else "activations"
+    for what in ("activations", "gradients"):  # which are small compared with activations, so each has its own floor
+        got, want = (
+            {name: x for name, x in recorder.tensors.items() if _is_gradient(name) == (what == "gradients")}
+            for recorder in recorders
+        )
+        errors = errors_of(got, want)
+        name = max(errors, key=errors.__getitem__)
         findings.append(Finding(subject, f"{len(errors)} {what} by name, worst {name}", errors[name], AUTOGRAD_BAR))
     changed = differing(gradients | {"loss": loss}, seen_gradients | {"loss": seen_loss})
     return [*findings, Finding(subject, "tensors changed by recording", changed, EXACT)]
@@ -188,7 +192,8 @@ def _check_classic(
     generator = torch.Generator().manual_seed(1)
     logits, want_logits = (network.forward(batch, step=STEP) for network in (by_hand, mirror))
     dlogits = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
-    kept = {"logits": logits.clone(), "dlogits": dlogits.clone()}
+    given = {"logits": logits, "dlogits": dlogits}
+    kept = {name: tensor.clone() for name, tensor in given.items()}
     by_hand.predict(rows_of(batch, torch.arange(len(batch.targets) - 1, -1, -1)))
     for network in (by_hand, mirror):
         network.zero_gradients()
@@ -197,9 +202,7 @@ def _check_classic(
     return [
         Finding(subject, "logits of forward", error_of(logits, want_logits), AUTOGRAD_BAR),
         Finding(subject, "gradients of backward, the worst", max(errors.values()), AUTOGRAD_BAR),
-        Finding(
-            subject, "logits and dlogits unchanged", differing(kept, {"logits": logits, "dlogits": dlogits}), EXACT
-        ),
+        Finding(subject, "logits and dlogits unchanged", differing(kept, given), EXACT),
     ]
 
 
