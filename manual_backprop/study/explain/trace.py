@@ -41,16 +41,13 @@ class Statement:
         node = self.node
         if isinstance(node, ast.Assign):
             return [part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-        written = node.target if isinstance(node, ast.AugAssign) else None
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Call)
-            and isinstance(node.value.func, ast.Attribute)
-        ):
-            method, total = node.value.func, [word.value for word in node.value.keywords if word.arg == "dx"]
-            written = method.value if method.attr.endswith("_") else next(iter(total), None)  # type: ignore[assignment]
+        written: ast.expr | None = node.target if isinstance(node, ast.AugAssign) else None
+        match node:
+            case ast.Expr(ast.Call(ast.Attribute(owner, method), _, keywords)):
+                total = next((word.value for word in keywords if word.arg == "dx"), None)
+                written = owner if method.endswith("_") else total
         if isinstance(written, ast.Subscript):
-            written = written.value  # type: ignore[assignment]
+            written = written.value
         return [written.id] if isinstance(written, ast.Name) else []
 
     @property
@@ -194,16 +191,12 @@ def statements(path: Path) -> dict[int, Statement]:
             continue
         body = getattr(node, "body", None)
         last = body[0].lineno - 1 if body else node.end_lineno or node.lineno
-        above = node.lineno - 1
+        first = above = node.lineno - 1
         while above and lines[above - 1].lstrip().startswith("#"):
             above -= 1
         indent = node.col_offset
-        statement = Statement(
-            node,
-            [line[indent:] for line in lines[node.lineno - 1 : last]],
-            [line[indent:] for line in lines[above : node.lineno - 1]],
-        )
-        found |= dict.fromkeys(range(node.lineno, last + 1), statement)
+        source, comment = ([line[indent:] for line in part] for part in (lines[first:last], lines[above:first]))
+        found |= dict.fromkeys(range(node.lineno, last + 1), Statement(node, source, comment))
     return found
 
 
