@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...common.batch import Batch, PairBatch
 from ...config.schema import CustomTransformerConfig
-from ...models.huggingface.layouts import LAYOUTS, config_json, entries, layout_of
+from ...models.huggingface.layouts import LAYOUTS, config_json, layout_of
+from ...models.huggingface.weights import to_ours, to_theirs
 from ...models.implementations import build_network
-from ...models.network import parameter_shapes
 
 
 def why_not(config: CustomTransformerConfig) -> str | None:
@@ -57,10 +57,9 @@ class HuggingFacePeer:
 
     @torch.no_grad()
     def _load_weights(self) -> None:
-        ours, theirs = build_network("torch", self.config).parameters, dict(self.model.named_parameters())
-        for entry in entries(self.config):
-            value = torch.cat([ours[name] for name in entry.ours])
-            theirs[entry.theirs].copy_(value.mT if entry.turned else value)
+        theirs = dict(self.model.named_parameters())
+        for name, weight in to_theirs(build_network("torch", self.config).parameters, self.config).items():
+            theirs[name].copy_(weight)
 
     def compile(self, mode: str | None = None) -> None:
         self.loss = torch.compile(self._loss, mode=mode)
@@ -91,12 +90,6 @@ class HuggingFacePeer:
         self.update(max_grad_norm)
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients as views under our names."""
-        theirs, shapes = dict(self.model.named_parameters()), parameter_shapes(self.config)
-        found: dict[str, Tensor] = {}
-        for entry in entries(self.config):
-            gradient = theirs[entry.theirs].grad
-            assert gradient is not None
-            rows = (gradient.mT if entry.turned else gradient).split([shapes[name][0] for name in entry.ours])
-            found |= dict(zip(entry.ours, rows, strict=True))
-        return found
+        """The gradients under our names."""
+        theirs = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        return to_ours(theirs, self.config, type(self.model).__name__)
