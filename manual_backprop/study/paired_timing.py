@@ -90,13 +90,6 @@ class NotInTime(CheckFailedError):
     """A measuring process did not answer in time."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The answer of a measuring process that failed."""
-
-    message: str
-
-
 class MeasuringProcess:
     """A new process that measures on request. It shares no state with this process.
 
@@ -140,8 +133,8 @@ class MeasuringProcess:
             code = self.process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
             raise CheckFailedError(f"A measuring process {how} before it answered. {self.advice}".rstrip()) from None
-        if isinstance(answer, Failure):
-            raise CheckFailedError(f"A measuring process failed: {answer.message}")
+        if isinstance(answer, CheckFailedError):
+            raise answer
         return answer
 
 
@@ -151,7 +144,7 @@ def _run(work: Callable[..., None], end: Connection, arguments: tuple[Any, ...])
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass  # the other end is closed
     except Exception as error:
-        end.send(Failure(f"{type(error).__name__}: {error}"))
+        end.send(CheckFailedError(f"A measuring process failed: {type(error).__name__}: {error}"))
 
 
 def check_output(option: str, path: Path | None) -> None:

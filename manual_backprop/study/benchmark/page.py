@@ -36,10 +36,11 @@ def table(measured: Measurement) -> str:
     for row in measured.in_order:
         low, middle, high = measured.time_ratio(row)
         memory = measured.memory_ratio(row)
+        peak = "unknown" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
         cold = f"{row.cold_seconds:.1f}" if row.cold_seconds is not None else "cold" if row.cache == "cold" else ""
         lines.append(
             f"{row.name:<{WIDTH}}{1e3 * row.median:>11.4g}{case.tokens / row.median:>11,.0f}{middle:>13.3f}"
-            f"{f'{low:.3f} - {high:.3f}':>16}{_megabytes(row.peak_bytes):>10}"
+            f"{f'{low:.3f} - {high:.3f}':>16}{peak:>10}"
             f"{'' if memory is None else f'{memory:.2f}':>8}{measured.share_of_limit(row):>14.1%}"
             f"{row.first_seconds:>10.1f}{cold:>9}"
         )
@@ -65,10 +66,6 @@ def processor_and_instructions() -> str:
     has = fields.get("flags", "").split()
     words += [name for flag, name in INSTRUCTIONS.items() if flag in has][:1]
     return f"{processor()} ({', '.join(words)})" if words else processor()
-
-
-def _megabytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 1e6:.0f}"
 
 
 def _closing(measured: Measurement) -> list[str]:

@@ -4,7 +4,6 @@ It gets our weights and has no dropout; weight decay applies to matrices only. N
 """
 
 import importlib.util
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,11 +63,6 @@ class HuggingFacePeer:
     def compile(self, mode: str | None = None) -> None:
         self.loss = torch.compile(self._loss, mode=mode)
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.config.get_compute_dtype() == self.config.get_dtype():
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.config.get_compute_dtype())
-
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The loss. The targets are shifted already; there is no key-value cache."""
         return self.model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
@@ -76,7 +70,8 @@ class HuggingFacePeer:
     @torch.enable_grad()
     def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        dtype = self.config.get_compute_dtype()
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != self.config.get_dtype()):
             loss = self.loss(batch.tokens, batch.targets)
         loss.backward()
         return loss.detach()

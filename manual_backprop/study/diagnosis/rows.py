@@ -32,19 +32,16 @@ class RowLoader:
 
     def labels(self) -> Finding:
         batches = [batch for _, step in self.steps for batch in step]
-        labels = [batch.targets[counting(batch)] for batch in batches]
-        total = sum(map(len, labels))
-        if not total:
+        labels = torch.cat([batch.targets[counting(batch)] for batch in batches])
+        if not len(labels):
             return finding(1, "no label counts", "")
-        for batch in batches:
-            if wrong := self._wrong_labels(batch):
-                return finding(1, wrong, "")
-        values = torch.cat([one.flatten() for one in labels])
+        if wrong := next(filter(None, map(self._wrong_labels, batches)), None):
+            return finding(1, wrong, "")
         if isinstance(batches[0], EncoderBatch):
-            different = len(values.unique())
-            words = f"{total:,} answers, {different:,} different ones"
+            different = len(labels.unique())
+            words = f"{len(labels):,} answers, {different:,} different ones"
             return finding(1, f"{words}: there is nothing to distinguish" if different < 2 else None, words)
-        return finding(1, None, f"{total:,} labels, each of them the next input of its row")
+        return finding(1, None, f"{len(labels):,} labels, each of them the next input of its row")
 
     def _wrong_labels(self, batch: AnyBatch) -> str | None:
         counts, targets = counting(batch), batch.targets

@@ -134,15 +134,10 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
         f"; the machine was busy, {busy:.0%} of that time other processes had the processor, so this is the processor "
         "time of one thread, in brackets divided by all threads: a run takes longer while the others continue"
     )
-    return Speed(
-        step=min(alone.step, *steps),
-        evaluated_token=min(alone.evaluated_token, speed.evaluated_token),
-        sampled_token=min(alone.sampled_token, speed.sampled_token),
-        how=how,
-        least=min(min(by_one) / threads, *steps),
-        most=min(alone.step, *steps),
-        busy=busy,
-    )
+    step, least = min(alone.step, *steps), min(min(by_one) / threads, *steps)
+    evaluated_token = min(alone.evaluated_token, speed.evaluated_token)
+    sampled_token = min(alone.sampled_token, speed.sampled_token)
+    return Speed(step, evaluated_token, sampled_token, how, least, most=step, busy=busy)
 
 
 def repeated(most: int, fewest: int, seconds: float) -> Iterator[int]:

@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 PACKAGE = Path(__file__).resolve().parents[2]
 NETWORKS = {PACKAGE / "models" / name for name in ("custom.py", "custom_encoders.py", "step.py")}
@@ -29,10 +30,6 @@ class Statement:
     node: ast.stmt
     source: list[str]
     comment: list[str]
-
-    @property
-    def simple(self) -> bool:
-        return not hasattr(self.node, "body")
 
     @property
     def targets(self) -> list[str]:
@@ -267,7 +264,7 @@ class Tracer:
                 value = call.parameters[name]
                 value.added = value.tensor.detach() - buffers[name]
             outputs = argument[:-1] if call.function.endswith("_forward") else argument  # without the cache
-            call.outputs = [output for output in flattened(outputs) if output is None or isinstance(output, Tensor)]
+            call.outputs = [output for output in tree_leaves(outputs) if output is None or isinstance(output, Tensor)]
             tensors = [output for output in call.outputs if output is not None]
             if len(tensors) == 1:
                 call.outcome = Value("", tensors[0], tensors[0].detach().clone(), key_of(tensors[0]))
@@ -304,9 +301,3 @@ class Tracer:
             value.tensor = value.node = variables[name] = node
         self.received[id(tensor)] = value
         return value
-
-
-def flattened(outputs: Any) -> list:
-    if isinstance(outputs, tuple | list):
-        return [leaf for output in outputs for leaf in flattened(output)]
-    return [outputs]

@@ -1,12 +1,13 @@
 """What autograd records when a mirror runs, and what is kept for the backward pass: by autograd, and by hand."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ... import ops
 from ..gradient_check import ROWS, Draw, cases_of
@@ -46,17 +47,10 @@ def recorded(name: str) -> Recorded:
         outputs = row.named(row.mirror(**leaves, **case.settings))
     nodes = _nodes(outputs.values())
     computing = [node for node in nodes if not MOVES.fullmatch(node)]
-    kept_by_hand = _numbers(list(_tensors(cache)), list(case.parameters.values()))
+    cached = [part for part in tree_leaves(cache) if isinstance(part, Tensor)]
+    kept_by_hand = _numbers(cached, list(case.parameters.values()))
     kept_by_autograd = _numbers(saved, [leaves[k] for k in case.parameters])
     return Recorded(tuple(computing), len(nodes) - len(computing), kept_by_hand, kept_by_autograd)
-
-
-def _tensors(cache: Any) -> Iterator[Tensor]:
-    if isinstance(cache, Tensor):
-        yield cache
-    elif isinstance(cache, tuple):
-        for part in cache:
-            yield from _tensors(part)
 
 
 def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
