@@ -109,9 +109,7 @@ def parsed(module: str) -> ast.Module:
 def find(module: str, name: str) -> Definition | None:
     """The definition of a name that a module of the package has, its own or imported; None: it is of elsewhere."""
     for node in parsed(module).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            return Definition(module, node)
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign) and Definition(module, node).name == name:
             return Definition(module, node)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
