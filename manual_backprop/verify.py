@@ -64,19 +64,18 @@ def show(sections: Sequence[Section], console: Console) -> None:
             title=section.title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
         )
         lines = lines_of(section)
-        several = len({line.group for line in lines}) > 1  # a table of one network need not name it in every line
+        several = len({group for group, _ in lines}) > 1  # a table of one network need not name it in every line
         for column in (
             ("of", "what", "error", "bar", "", "worst in") if several else ("what", "error", "bar", "", "worst in")
         ):
             table.add_column(column, justify="right" if column in ("error", "bar") else "left", no_wrap=True)
         shown = ""
-        for line in lines:
-            worst = line.worst
+        for (group, quantity), worst in lines.items():
             case = worst.subject.partition(": ")[2] if worst.error > 0 else ""
             verdict = "[green]ok[/]" if worst.ok else "[bold red]FAILED[/]"
-            group = [line.group if line.group != shown else ""] if several else []
-            table.add_row(*group, line.quantity, _number(worst.error), bar_in_words(worst.bar), verdict, case)
-            shown = line.group
+            named = [group if group != shown else ""] if several else []
+            table.add_row(*named, quantity, _number(worst.error), bar_in_words(worst.bar), verdict, case)
+            shown = group
         console.print(table)
         console.print()
 

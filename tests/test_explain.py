@@ -35,7 +35,7 @@ ALONE = {
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def traced(request: pytest.FixtureRequest) -> TracedStep:
-    return trace_step(example.small_network(request.param), example.small_batch(), denominator=3)
+    return trace_step(example.small_network(request.param), example.EXAMPLES["language_model"]().batch, denominator=3)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,9 @@ def test_every_intermediate_gradient_of_a_step_is_autograds(architecture: str, a
 @pytest.mark.gradients
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_intermediate_gradient_of_an_encoder_decoder_is_autograds(architecture: str) -> None:
-    traced = trace_step(example.small_network(architecture, "reversal"), example.small_batch("reversal"), denominator=6)
+    traced = trace_step(
+        example.small_network(architecture, "reversal"), example.EXAMPLES["reversal"]().batch, denominator=6
+    )
     assert torch.equal(traced.loss, traced.autograd_loss)
     assert len(traced.gradients) > 250
     assert traced.worst[0] <= example.TOLERANCE

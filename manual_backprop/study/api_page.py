@@ -22,11 +22,8 @@ SECTIONS = {  # of what the package exports
     "Networks": ("CustomTransformer", "TorchTransformer", "BaselineTransformer"),
     "Beside a training loop": ("Evaluator", "TrainingLogger", "load_training_log", "CheckpointManager"),
     "Data": (
-        "analyze_dataset",
-        "train_tokenizer",
-        "train_tokenizer_from_files",
-        "pretokenize_dataset",
-        "load_pretokenized",
+        *("analyze_dataset", "train_tokenizer", "train_tokenizer_from_files"),
+        *("pretokenize_dataset", "load_pretokenized"),
     ),
     "Parts of your own": ("register_task", "register_objective", "register_activation"),
 }
@@ -84,19 +81,19 @@ class Definition:
         return ast.unparse(self.node.targets[0]) if isinstance(self.node, ast.Assign) else self.node.name
 
     @property
-    def path(self) -> Path:
-        return file_of(self.module)
-
-    @property
     def docstring(self) -> str:
         """Empty if there is none."""
         return "" if isinstance(self.node, ast.Assign) else ast.get_docstring(self.node) or ""
 
     @property
-    def text(self) -> str:
-        """The lines of its source."""
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return "\n".join(lines[self.node.lineno - 1 : self.node.end_lineno])
+    def level(self) -> str:
+        """Of its heading."""
+        return "####" if self.module.startswith("ops.") else "###"
+
+    def source_of(self, node: ast.stmt) -> str:
+        """The lines of a statement of its module."""
+        lines = file_of(self.module).read_text(encoding="utf-8").splitlines()
+        return "\n".join(lines[node.lineno - 1 : node.end_lineno])
 
 
 def file_of(module: str) -> Path:
@@ -112,9 +109,7 @@ def parsed(module: str) -> ast.Module:
 def find(module: str, name: str) -> Definition | None:
     """The definition of a name that a module of the package has, its own or imported; None: it is of elsewhere."""
     for node in parsed(module).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            return Definition(module, node)
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign) and Definition(module, node).name == name:
             return Definition(module, node)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
@@ -184,7 +179,7 @@ def page() -> str:
     parts += ["## Pairs", markdown(about)]
     for module, definitions in ops().items():
         parts += [f"### ops.{module}", markdown(ast.get_docstring(parsed(f"ops.{module}")) or "")]
-        constants = [one.text for one in definitions if isinstance(one.node, ast.Assign)]
+        constants = [one.source_of(one.node) for one in definitions if isinstance(one.node, ast.Assign)]
         parts += [fenced("py", "\n".join(constants))] * bool(constants)
         for one in definitions:
             if not isinstance(one.node, ast.Assign) and not one.name.endswith(BACKWARD):
@@ -200,21 +195,16 @@ def entry(one: Definition, shown: dict[str, str], backward: Definition | None = 
     if isinstance(one.node, ast.ClassDef):
         return class_entry(one, shown)
     text, example = split(one.docstring)
-    names, signatures = [one.name], [signature(one)]
-    if backward is not None:
-        names, signatures = [*names, backward.name], [*signatures, signature(backward)]
-    level = "####" if one.module.startswith("ops.") else "###"
-    parts = [f"{level} {', '.join(names)}", fenced("py", "\n\n".join(signatures)), markdown(text)]
-    if backward is not None:
-        parts.append(markdown(backward.docstring))
+    both = [one] if backward is None else [one, backward]
+    parts = [f"{one.level} {', '.join(half.name for half in both)}", fenced("py", "\n\n".join(map(signature, both)))]
+    parts += [markdown(docstring) for docstring in (text, *(half.docstring for half in both[1:]))]
     return "\n\n".join([*parts, *[markdown(example)] * bool(example)])
 
 
 def class_entry(one: Definition, shown: dict[str, str]) -> str:
     assert isinstance(one.node, ast.ClassDef)
-    level = "####" if one.module.startswith("ops.") else "###"
     methods = {name: method for name, method in methods_of(one).items() if method.module not in MACHINERY}
-    parts = [f"{level} {one.name}"]
+    parts = [f"{one.level} {one.name}"]
     if f"{one.module}.{one.name}" in TYPES:
         parts.append(f"In `manual_backprop.{one.module}`.")
     if "__init__" in methods:
@@ -262,9 +252,7 @@ def methods_of(one: Definition) -> dict[str, Definition]:
 def fields_of(one: Definition) -> str:
     """The fields of a dataclass or a NamedTuple, as in the source."""
     assert isinstance(one.node, ast.ClassDef)
-    lines = one.path.read_text(encoding="utf-8").splitlines()
-    fields = [node for node in one.node.body if isinstance(node, ast.AnnAssign)]
-    return "\n".join(line for node in fields for line in lines[node.lineno - 1 : node.end_lineno])
+    return "\n".join(one.source_of(node) for node in one.node.body if isinstance(node, ast.AnnAssign))
 
 
 def signature(one: Definition, name: str | None = None) -> str:

@@ -26,7 +26,6 @@ PAGE = Path(__file__).with_suffix(".md")  # the page, with a {name} for each gen
 class Gain:
     """A row compared with the subject in the same turns. Bytes are None if the system does not report them."""
 
-    row: MeasuredRow
     time: tuple[float, float, float]  # row / subject, quartiles of the turns
     more_bytes: int | None  # row - subject
 
@@ -52,11 +51,11 @@ def measure_gains(case: Case, optimizations: Sequence[str], rounds: int) -> Gain
 
 
 def gains_of(groups: Sequence[Measurement]) -> Gains:
-    gains = {}
-    for group in groups:
-        for row in list(group.rows.values())[1:]:
-            more = _difference(row, group.subject)
-            gains[row.name] = Gain(row, group.time_ratio(row), more)
+    gains = {
+        row.name: Gain(group.time_ratio(row), _difference(row, group.subject))
+        for group in groups
+        for row in group.in_order[2:]
+    }
     subjects = [row for group in groups for row in (group.subject, group.again)]
     peaks = [row.peak_bytes for row in subjects if row.peak_bytes is not None]
     noise = max(group.noise for group in groups)
@@ -75,13 +74,10 @@ def _difference(row: MeasuredRow, subject: MeasuredRow) -> int | None:
 
 def section(measured: Gains) -> str:
     """The section of a case: its description, the table, and the noise."""
-    lines = [
-        "| without | lives in | time, without / with | more MB |",
-        "|---|---|--:|--:|",
-    ]
+    lines = ["| without | lives in | time, without / with | more MB |", "|---|---|--:|--:|"]
     milliseconds = 1e3 * statistics.median(time for row in measured.subjects for time in row.seconds)
     peaks = [row.peak_bytes for row in measured.subjects if row.peak_bytes is not None]
-    peak = _megabytes(round(statistics.median(peaks)) if peaks else None)
+    peak = f"{statistics.median(peaks) / 1e6:.1f}" if peaks else "unknown"
     named = {WITHOUT + name: f"`{name}` | `{one.place}`" for name, one in OPTIMIZATIONS.items()} | {
         NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`",
         RECOMPUTED: "nothing, with `training.recompute=block` | `models/step.py`",
@@ -107,10 +103,6 @@ def section(measured: Gains) -> str:
 
 def _judged(text: str, is_noise: bool) -> str:
     return f"*{text}*" if is_noise else text
-
-
-def _megabytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 1e6:.1f}"
 
 
 def page(sections: Sequence[str], optimizations: Sequence[str], command: str, turns: int) -> str:

@@ -144,17 +144,15 @@ def steps_table(measurements: dict[str, Measurement]) -> str:
     in all of them, it has no line."""
     lines = ["| step | " + " | ".join(measurements) + " |", "|---|" + "--:|" * len(measurements)]
     for name, words in MEASURED.items():
-        rows = [measured.rows.get(name) for measured in measurements.values()]
-        if any(row is not None for row in rows):
-            cells = [
-                "" if row is None else _cell(measured, row)
-                for measured, row in zip(measurements.values(), rows, strict=True)
-            ]
+        cells = [_cell(measured, measured.rows.get(name)) for measured in measurements.values()]
+        if any(cells):
             lines.append("| " + " | ".join([f"`{words}`", *cells]) + " |")
     return "\n".join(lines)
 
 
-def _cell(measured: Measurement, row: MeasuredRow) -> str:
+def _cell(measured: Measurement, row: MeasuredRow | None) -> str:
+    if row is None:
+        return ""
     low, middle, high = measured.time_ratio(row)
     ratio = "1" if row is measured.subject else f"{middle:.2f} ({low:.2f} to {high:.2f})"
     memory = "" if row.peak_bytes is None else f"; {row.peak_bytes / 1e6:.0f} MB"

@@ -1,4 +1,4 @@
-"""Paired measurements: the compared rows take turns, and ratios are taken turn by turn. Standard library only.
+"""Paired measurements: the compared rows take turns, and ratios are taken turn by turn. Needs no torch.
 
 Rows run in the order A B C, C B A, A B C ..., so that a machine that slows down slows all of them alike. A row that
 appears twice gives the noise floor: no smaller difference may be claimed. The caller defines what a row does in its
@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import CheckFailedError, InputError
 from ..common.startup.output import endure_output
+
+if TYPE_CHECKING:
+    import torch
 
 SHUTDOWN_TIMEOUT = 10.0  # [s] for a measuring process to end by itself
 
@@ -65,15 +68,26 @@ def noise_floor(again: Sequence[float], first: Sequence[float]) -> float:
     return max(abs(middle - 1), (high - low) / 2)
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has done its work."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(
+    work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """The time until some work on a device is done [s]."""
+    begin = clock()
+    work()
+    wait_for(device)
+    return clock() - begin
+
+
 class NotInTime(CheckFailedError):
     """A measuring process did not answer in time."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The answer of a measuring process that failed."""
-
-    message: str
 
 
 class MeasuringProcess:
@@ -119,8 +133,8 @@ class MeasuringProcess:
             code = self.process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
             raise CheckFailedError(f"A measuring process {how} before it answered. {self.advice}".rstrip()) from None
-        if isinstance(answer, Failure):
-            raise CheckFailedError(f"A measuring process failed: {answer.message}")
+        if isinstance(answer, CheckFailedError):
+            raise answer
         return answer
 
 
@@ -130,7 +144,7 @@ def _run(work: Callable[..., None], end: Connection, arguments: tuple[Any, ...])
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass  # the other end is closed
     except Exception as error:
-        end.send(Failure(f"{type(error).__name__}: {error}"))
+        end.send(CheckFailedError(f"A measuring process failed: {type(error).__name__}: {error}"))
 
 
 def check_output(option: str, path: Path | None) -> None:

@@ -21,8 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse(arguments)
     from ..study.api_page import page
 
-    written = page()
-    write_page(chosen.output, written)
+    write_page(chosen.output, page())
     print(f"wrote {chosen.output}")
 
 

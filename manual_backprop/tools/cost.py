@@ -12,12 +12,7 @@ from ..training.cost import inspection, loading, parallel, preparing, reduction,
 
 COMMAND = "python -m manual_backprop.tools.cost"
 COSTS = {
-    "tracking": tracking,
-    "inspection": inspection,
-    "loading": loading,
-    "preparing": preparing,
-    "parallel": parallel,
-    "reduction": reduction,
+    cost.__name__.rpartition(".")[2]: cost for cost in (tracking, inspection, loading, preparing, parallel, reduction)
 }
 
 

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.durable_files import write_page
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser, whole
 from ..study.benchmark.ablations import OPTIMIZATIONS
@@ -88,11 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for case in cases:
         sections.append(section(measure_gains(case, optimizations, options.rounds)))
         print(f"{sections[-1]}\n", flush=True)
-    written = page(sections, optimizations, command, 2 * options.rounds)
-    from ..common.durable_files import storage_errors
-
-    with storage_errors(f"write {options.output}"):
-        options.output.write_text(written, encoding="utf-8")
+    write_page(options.output, page(sections, optimizations, command, 2 * options.rounds))
     print(f"wrote {options.output}")
 
 

@@ -43,10 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse(arguments)
     from ..study.levels import page  # imports torch, so only after the arguments are checked
 
-    written = page(
-        chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision
-    )
-    write_page(chosen.output, written)
+    steps = (chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision)
+    write_page(chosen.output, page(chosen.architecture, chosen.model, *steps))
     print(f"wrote {chosen.output}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import Calls, fake_gpu
+from launches import launches
 
 from manual_backprop.common.batch import AnyBatch, Batch, EncoderBatch, PairBatch
 from manual_backprop.config.network import ARCHITECTURES, PRECISIONS
@@ -25,7 +26,6 @@ from manual_backprop.study.benchmark import rows
 from manual_backprop.study.benchmark.ablations import ablated
 from manual_backprop.study.benchmark.cases import CASES, SUBJECT
 from manual_backprop.study.benchmark.gpu.optimizations import OPTIMIZATIONS
-from manual_backprop.study.benchmark.launches import launches
 
 TINY: dict[str, Any] = {
     "vocab_size": 65,

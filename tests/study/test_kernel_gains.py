@@ -33,7 +33,7 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps without compilation, with sizes at which short steps take every code path of long ones."""
     ((module, name, value),) = OPTIMIZATIONS["compiled"].bindings()
-    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, name, partial(value))  # another object than the ablation binds
     recomputed = {"small": 0, "small_beside_weights": 0}  # tiny cases keep it else
     in_pieces = {"longest_kept": 8, "piece": 24 * TINY.d_ffn}  # 24 of 48 rows
     monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], **recomputed, **in_pieces))

@@ -10,7 +10,7 @@ A new optimization is a new entry of OPTIMIZATIONS. Torch is imported only when 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -24,6 +24,7 @@ from .cases import SUBJECT, Case
 if TYPE_CHECKING:
     from torch import Tensor
 
+PACKAGE = "manual_backprop"
 WITHOUT = f"{SUBJECT} without "  # before an optimization's name: the name of a row
 
 Binding = tuple[ModuleType, str, Any]  # a module, a name in it, and the object to bind to it
@@ -38,15 +39,14 @@ class Optimization:
     pairs: tuple[str, ...] = ()  # always replaced as a pair, since a cache is private to it
     without: Callable[[], list[Binding]] = list
     applies: Callable[[Case], bool] = lambda case: True
-    room: str = "manual_backprop.kernels"  # the package that contains the pairs
+    room: str = "kernels"  # the folder that contains the pairs
 
     def bindings(self) -> list[Binding]:
         """The bindings that undo it in this process."""
         from ... import ops
 
-        room = import_module(self.room)
         halves = [f"{pair}_{way}" for pair in self.pairs for way in ("forward", "backward")]
-        return [(room, half, getattr(ops, half)) for half in halves] + self.without()
+        return rebound(self.room, **{half: getattr(ops, half) for half in halves})() + self.without()
 
 
 # Ways to undo an optimization
@@ -66,35 +66,38 @@ def _shared(**values: Any) -> Callable[[], list[Binding]]:
     return bindings
 
 
-def _without_bound(size: str) -> Callable[[], list[Binding]]:
-    """Bindings that make a constant of `kernels/sizes.py` practically infinite on every device."""
-
-    def bindings() -> list[Binding]:
-        from ...kernels import sizes
-
-        unbounded = {device: replace(own, **{size: sys.maxsize}) for device, own in sizes.SIZES.items()}
-        return [(sizes, "SIZES", unbounded)]
-
-    return bindings
+def rebound(module: str, **values: Any) -> Callable[[], list[Binding]]:
+    """Bindings of names in one module of the package."""
+    return lambda: [(import_module(f"{PACKAGE}.{module}"), name, value) for name, value in values.items()]
 
 
 # The replacements
 
 
-def _loss_by_halves() -> list[Binding]:
-    """`linear_cross_entropy` as a forward and then a backward."""
-    from ... import kernels
-    from ...ops.numerics import no_record
+def loss_by_halves(room: str, halves: str) -> Callable[[], list[Binding]]:
+    """Bindings of a room's `linear_cross_entropy` to a forward and then a backward, which are those of `halves`."""
 
-    def linear_cross_entropy(
-        *inputs: Any, padding: int | None = None, dloss: float | Tensor = 1.0, record: Any = no_record
-    ) -> tuple[Tensor, Tensor]:
-        x, weight, targets, denominator, smoothing, dweight = inputs
-        forward = kernels.linear_cross_entropy_forward
-        loss, cache = forward(x, weight, targets, denominator, smoothing, padding, record=record)
-        return loss, kernels.linear_cross_entropy_backward(dloss, cache, dweight, record=record)
+    def bindings() -> list[Binding]:
+        from ...ops.numerics import no_record
 
-    return [(kernels, "linear_cross_entropy", linear_cross_entropy)]
+        pair = import_module(f"{PACKAGE}.{halves}")
+
+        def linear_cross_entropy(
+            *inputs: Any, padding: int | None = None, dloss: float | Tensor = 1.0, record: Any = no_record
+        ) -> tuple[Tensor, Tensor]:
+            *given, dweight = inputs
+            loss, cache = pair.linear_cross_entropy_forward(*given, padding, record=record)
+            return loss, pair.linear_cross_entropy_backward(dloss, cache, dweight, record=record)
+
+        return rebound(room, linear_cross_entropy=linear_cross_entropy)()
+
+    return bindings
+
+
+def _in_one_piece() -> list[Binding]:
+    from ...kernels import sizes
+
+    return [(sizes, "SIZES", {device: replace(own, piece=sys.maxsize) for device, own in sizes.SIZES.items()})]
 
 
 def _allocated(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -124,38 +127,27 @@ def _is_replayed(case: Case) -> bool:
     return is_replayable(case.tokens * case.config.d_model, case.config.dropout, case.config.device)
 
 
-def _library_of_pytorch() -> list[Binding]:
-    from ... import kernels
-
-    return [(kernels, "fastest_products", nullcontext)]
+def _run(work: Callable[..., Tensor], inputs: Sequence[Any], signature: Any) -> Tensor:
+    return work(*inputs)
 
 
-def _uncompiled() -> list[Binding]:
-    from ... import kernels
-
-    return [(kernels, "compiled_functions", lambda wanted: nullcontext())]
+_without_replay = rebound("kernels", Replay=lambda arena: _run)
 
 
-def _without_replay() -> list[Binding]:
-    from ... import kernels
+def textbook_adamw(room: str) -> Callable[[], list[Binding]]:
+    """Bindings of a room's AdamW to the textbook's."""
 
-    def run(work: Callable[..., Tensor], inputs: Sequence[Any], signature: Any) -> Tensor:
-        return work(*inputs)
+    def bindings() -> list[Binding]:
+        from ...optim.optimizers import AdamW
 
-    return [(kernels, "Replay", lambda arena: run)]
+        return rebound(f"{room}.optimizers", AdamW=AdamW)()
 
-
-def _textbook_adamw() -> list[Binding]:
-    from ...kernels.cpu import optimizers
-    from ...optim.optimizers import AdamW
-
-    return [(optimizers, "AdamW", AdamW)]
+    return bindings
 
 
 def _adamw_tensor_by_tensor() -> list[Binding]:
     import torch
 
-    from ...kernels.cpu import optimizers
     from ...optim.parameters import Flat, Layout
     from ...optim.torch_optimizers import TorchOptimizer
 
@@ -170,7 +162,7 @@ def _adamw_tensor_by_tensor() -> list[Binding]:
         moments = ("exp_avg", "exp_avg_sq")
         return TorchOptimizer(torch.optim.AdamW, places, weight_decay, {"betas": betas, "eps": epsilon}, moments)
 
-    return [(optimizers, "AdamW", optimizer)]
+    return rebound("kernels.cpu.optimizers", AdamW=optimizer)()
 
 
 OPTIMIZATIONS = {
@@ -182,7 +174,7 @@ OPTIMIZATIONS = {
         "logit: no tensor of N V numbers is kept or read again, and a chunk stays in the cache through all of its "
         "passes.",
         pairs=("linear_cross_entropy",),
-        without=_loss_by_halves,
+        without=loss_by_halves("kernels", "kernels"),
     ),
     "tiled-attention": Optimization(
         "kernels/cpu/attention.py, cpp/attention.h",
@@ -258,7 +250,7 @@ OPTIMIZATIONS = {
         "kernels/pieces.py, cpu/feed_forward.py, cpu/gated_feed_forward.py",
         "The activated hidden layer and its gradient are computed for some rows at a time, and freed after their "
         "products: a few million numbers instead of N F of each, which stay in the cache from one product to the next.",
-        without=_without_bound("piece"),
+        without=_in_one_piece,
     ),
     "added-products": Optimization(
         "kernels/cpu/products.py",
@@ -271,21 +263,21 @@ OPTIMIZATIONS = {
         "kernels/cpu/products.py",
         "float32 products on a CPU use oneDNN instead of MKL, which leaves half of the speed unused on processors that "
         "are not from Intel. This applies only if oneDNN computes in full float32 precision, which is measured once.",
-        without=_library_of_pytorch,
+        without=rebound("kernels", fastest_products=nullcontext),
         applies=lambda case: case.config.precision == "fp32" and case.config.device == "cpu",
     ),
     "compiled": Optimization(
         "kernels/cpu/compiled.py",
         "Formulas that are neither a product nor one pass of PyTorch become one loop over their tensors: on a CPU in "
         "C++, compiled once per machine, on a GPU in Triton. Uncompiled, every operation reads and writes memory.",
-        without=_uncompiled,
+        without=rebound("kernels", compiled_functions=lambda wanted: nullcontext()),
     ),
     "fused-adamw": Optimization(
         "kernels/cpu/optimizers.py",
         "One loop clips, decays, updates both moments and the parameter, and writes each number once; another loop "
         "sums the squares of the gradient. The update is bound by memory. The textbook version reads the moments "
         "several times and allocates a tensor for each intermediate result.",
-        without=_textbook_adamw,
+        without=textbook_adamw("kernels.cpu"),
     ),
     "flat-buffers": Optimization(
         "optim/parameters.py, optimizers.py",
@@ -312,11 +304,16 @@ def ablated(optimization: Optimization) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def work(end: Connection, name: str, case: Case) -> None:
+def work(
+    end: Connection,
+    name: str,
+    case: Case,
+    optimizations: Mapping[str, Optimization] = OPTIMIZATIONS,
+    subject: str = SUBJECT,
+) -> None:
     """`rows.work` for a row of the bench, or for the subject without one optimization."""
-    if name.startswith(WITHOUT):
-        rows.prepare(SUBJECT, case)  # first, as in every row: an ablation imports torch
-        with ablated(OPTIMIZATIONS[name.removeprefix(WITHOUT)]):
-            rows.work(end, SUBJECT, case)
-    else:
-        rows.work(end, name, case)
+    if not name.startswith(WITHOUT):
+        return rows.work(end, name, case)
+    rows.prepare(subject, case)  # first, as in every row: an ablation imports torch
+    with ablated(optimizations[name.removeprefix(WITHOUT)]):
+        return rows.work(end, subject, case)

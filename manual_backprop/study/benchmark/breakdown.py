@@ -6,15 +6,14 @@ compiled row the compiler gets an option to name its kernels, which compiles the
 """
 
 import functools
-import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..paired_timing import MeasuringProcess
+from ..paired_timing import MeasuringProcess, wait_for
 from .cases import OURS, Case, is_compiled
 from .measurement import ADVICE, MeasuredRow, Measurement
 from .rows import MAX_GRAD_NORM, WARM_UP, build, prepare, random_batch, switches
@@ -61,11 +60,7 @@ def breakdown(measured: Measurement) -> dict[str, Any]:
             with MeasuringProcess(work, row.name, measured.case, advice=ADVICE) as process:
                 profile: Profile = process.answer()
             print(f"\n{page(row, profile)}", flush=True)
-            content[row.name] = {
-                "kinds": profile.kinds,
-                "pairs": profile.pairs,
-                "allocations": [vars(allocation) for allocation in profile.allocations],
-            }
+            content[row.name] = asdict(profile)
     return content
 
 
@@ -86,7 +81,6 @@ def work(end: Connection, name: str, case: Case) -> None:
     """A process that profiles some steps of a row, sends its Profile and ends."""
     os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}  # read when torch is imported
     prepare(name, case)
-    import torch
     import torch._inductor.config as inductor
     from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -102,8 +96,7 @@ def work(end: Connection, name: str, case: Case) -> None:
             trainer.loss_and_gradients(batch)
             with record_function(UPDATE):
                 trainer.update(MAX_GRAD_NORM)
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(trainer.device)
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
     with switches(name, case):
@@ -115,11 +108,9 @@ def work(end: Connection, name: str, case: Case) -> None:
 
 def _name_pairs(mark: Callable[[str], Any]) -> None:
     """Makes each pair that the network calls record its name in the profiler, from now on in this process."""
-    for module_name in ("ops", "kernels"):
-        try:
-            module = importlib.import_module(f"...{module_name}", __package__)
-        except ModuleNotFoundError:
-            continue
+    from ... import kernels, ops
+
+    for module in (ops, kernels):
         there = dict(vars(module))
         for name, function in there.items():  # including functions that are both halves of a pair
             if name.endswith(("_forward", "_backward")) or f"{name}_forward" in there:

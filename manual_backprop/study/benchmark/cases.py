@@ -113,33 +113,18 @@ def _sizes(V: int, T: int, L: int, H: int, D: int) -> dict[str, int]:
     return {"vocab_size": V, "max_seq_len": T, "n_blocks": L, "n_heads": H, "d_model": D, "d_ffn": 4 * D}
 
 
+def _bars(*limits: tuple[float, ...]) -> dict[str, Bar | None]:
+    """The limits of time and memory in each precision of a CPU's case."""
+    return {precision: Bar(*limit) for precision, limit in zip(("fp32", "bf16", "bf16_mixed"), limits, strict=True)}
+
+
 SMALL, MEDIUM = _sizes(65, 64, 4, 4, 128), _sizes(8192, 256, 6, 6, 384)
 GPT2 = {"V": 50257, "L": 12, "H": 12, "D": 768}
 CASES = {
-    "C1": NamedCase(
-        "nanoGPT's README on a CPU",
-        SMALL,
-        12,
-        {"fp32": Bar(1.4, 0.9), "bf16": Bar(2.6, 0.8), "bf16_mixed": Bar(2.4, 0.9)},
-    ),
-    "C2": NamedCase(
-        "6 blocks of 384",
-        MEDIUM,
-        16,
-        {"fp32": Bar(1.15, 0.56), "bf16": Bar(1.6, 0.65), "bf16_mixed": Bar(1.5, 0.75)},
-    ),
-    "C3": NamedCase(
-        "a large vocabulary",
-        _sizes(50257, 256, 4, 4, 256),
-        8,
-        {"fp32": Bar(1.2, 0.5), "bf16": Bar(1.8, 0.6), "bf16_mixed": Bar(1.5, 0.75)},
-    ),
-    "C4": NamedCase(
-        "GPT-2, 124M",
-        _sizes(T=512, **GPT2),
-        1,
-        {"fp32": Bar(1.15), "bf16": Bar(1.5, 1.0), "bf16_mixed": Bar(1.3, 0.9)},
-    ),
+    "C1": NamedCase("nanoGPT's README on a CPU", SMALL, 12, _bars((1.4, 0.9), (2.6, 0.8), (2.4, 0.9))),
+    "C2": NamedCase("6 blocks of 384", MEDIUM, 16, _bars((1.15, 0.56), (1.6, 0.65), (1.5, 0.75))),
+    "C3": NamedCase("a large vocabulary", _sizes(50257, 256, 4, 4, 256), 8, _bars((1.2, 0.5), (1.8, 0.6), (1.5, 0.75))),
+    "C4": NamedCase("GPT-2, 124M", _sizes(T=512, **GPT2), 1, _bars((1.15,), (1.5, 1.0), (1.3, 0.9))),
     "S1": NamedCase(
         "an encoder-decoder of 1+1 blocks, for sources and targets of 18 tokens",
         _sizes(13, 18, 1, 8, 128),

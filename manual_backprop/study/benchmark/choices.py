@@ -2,6 +2,7 @@
 
 import os
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 from ...common.errors import InputError
@@ -42,10 +43,8 @@ def cases_of(options: Namespace) -> list[Case]:
     """The cases that the options choose. Raises InputError if one cannot be measured."""
     if options.case:
         for name in ("model", *FOR_MODELS):
-            if getattr(options, name) is not None:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(options, name)}: a case fixes it; give --case or --model"
-                )
+            if (given := getattr(options, name)) is not None:
+                raise InputError(f"--{name.replace('_', '-')} {given}: a case fixes it; give --case or --model")
         found = [
             CASES[name].case(name, precision, options.threads, options.batch_size)
             for name in options.case
@@ -56,14 +55,9 @@ def cases_of(options: Namespace) -> list[Case]:
         size: dict[str, Any] = dict(model_sizes()[chosen["model"]])
         del size["learning_rate"]
         size["vocab_size"] = size["vocab_size"] or chosen["vocab_size"]
+        config = CustomTransformerConfig(**size, architecture=chosen["architecture"], device=chosen["device"])
         found = [
-            Case(
-                CustomTransformerConfig(
-                    **size, architecture=chosen["architecture"], precision=precision, device=chosen["device"]
-                ),
-                options.batch_size or BATCH_SIZE,
-                options.threads,
-            )
+            Case(replace(config, precision=precision), options.batch_size or BATCH_SIZE, options.threads)
             for precision in options.precision or ["fp32"]
         ]
     for case in found:

@@ -2,6 +2,7 @@
 peer."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,9 @@ def page(paths: Sequence[Path]) -> str:
             machines[f"{machine['processor']}, {threads} threads, torch {machine['torch'].partition('+')[0]}"] = None
     ordered = sorted(measured.items(), key=lambda item: (item[0][0], PRECISIONS.index(item[0][1])))
     lines = [*HEAD, *(_line(name, precision, one) for (name, precision), one in ordered)]
-    slower = [
-        f"{name} in {precision} ({ratio:.2f})" for (name, precision), one in ordered if (ratio := _ratio(one)) < 1
-    ]
-    closing = (
-        "Ours is slower than the fastest peer in " + ", ".join(slower) + "." if slower else "Ours is slower nowhere."
-    )
+    ratios = {f"{name} in {precision}": _peer(one)["time_ratio"] for (name, precision), one in ordered}
+    slower = ", ".join(f"{case} ({ratio:.2f})" for case, ratio in ratios.items() if ratio < 1)
+    closing = f"Ours is slower than the fastest peer in {slower}." if slower else "Ours is slower nowhere."
     return "\n".join([*lines, "", f"Measured on {'; '.join(machines)}. {closing}"])
 
 
@@ -64,10 +62,6 @@ def _peer(one: dict[str, Any]) -> dict[str, Any]:
     raise InputError(f"{one['case']['name']} in {one['case']['config']['precision']}: no peer was measured")
 
 
-def _ratio(one: dict[str, Any]) -> float:
-    return float(_peer(one)["time_ratio"])
-
-
 def _command(name: str, precision: str, one: dict[str, Any]) -> str:
     """The command that repeats the measurement of a named case; the sizes of other cases are only in the file."""
     subject, _, *others = one["rows"]
@@ -79,8 +73,7 @@ def _command(name: str, precision: str, one: dict[str, Any]) -> str:
 def _line(name: str, precision: str, one: dict[str, Any]) -> str:
     ours, peer = one["rows"][0], _peer(one)
     low, high = peer["time_ratio_quartiles"]
-    times = sorted(ours["seconds"])
-    milliseconds = 1e3 * (times[(len(times) - 1) // 2] + times[len(times) // 2]) / 2
+    milliseconds = 1e3 * statistics.median(ours["seconds"])
     peak = ours["peak_bytes"]
     cells = [
         name,

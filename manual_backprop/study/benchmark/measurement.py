@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from ...common.errors import CheckFailedError
 from ..paired_timing import MeasuringProcess, NotInTime, Row, noise_floor, ratios, turns
@@ -19,23 +18,13 @@ AGAIN = " again"  # after the subject's name: the row that runs the subject a se
 FEWEST, MOST = 5, 20  # rounds, if the user does not give a number
 WARMING_UP = 0.75  # largest share of a measurement's time for warming up; rows that are not ready then are left out
 LONGEST = 120.0  # [s] for the rounds of a case, unless the fewest rounds take longer
-AGREEMENT = {
-    "fp64": 1e-9,
-    "fp32": 1e-4,
-    "tf32": 0.05,
-    "bf16": 0.1,
-    "bf16_mixed": 0.1,
-    "fp16_mixed": 0.05,
-}  # of loss and gradient, relative
+# Of loss and gradient, relative.
+AGREEMENT = {"fp64": 1e-9, "fp32": 1e-4, "tf32": 0.05, "bf16": 0.1, "bf16_mixed": 0.1, "fp16_mixed": 0.05}
 NEGLIGIBLE = 1e-3  # a parameter with less than this share of the whole gradient is compared with that share: the
 # gradient of the key's bias is 0, and only rounding errors are left of it
 WORST = 4.0  # times the bar that a single parameter may be off
-REDUCED = (
-    "tf32",
-    "bf16",
-    "bf16_mixed",
-    "fp16_mixed",
-)  # compared with autograd's gradients in fp32, since every row has rounding errors of its own
+# Compared with autograd's gradients in fp32, since every row has rounding errors of its own.
+REDUCED = ("tf32", "bf16", "bf16_mixed", "fp16_mixed")
 ADVICE = "Was there too little memory? Try a smaller --batch-size, or fewer --rows."
 
 
@@ -63,6 +52,11 @@ class Measurement:
     @property
     def subject(self) -> MeasuredRow:
         return next(iter(self.rows.values()))
+
+    @property
+    def in_order(self) -> list[MeasuredRow]:
+        """The subject, the subject once more, and the other rows."""
+        return [self.subject, self.again, *list(self.rows.values())[1:]]
 
     @property
     def noise(self) -> float:
@@ -105,14 +99,14 @@ def measure(
     """
     true = None if at_once else measure_of(case)  # before there are others: it may need more memory than any of them
     with ExitStack() as closing:
-        processes: list[MeasuringProcess] = []
-        rows: list[MeasuredRow] = []
-        answers: dict[str, Ready] = {}
-        left_out: dict[str, str] = {}
         wanted = [names[0], names[0] + AGAIN, *names[1:]]
-        left_out |= {name: reason for name in wanted if (reason := without_effect(name, case))}
+        left_out = {name: reason for name in wanted if (reason := without_effect(name, case))}
         ready_by = until and time.monotonic() + WARMING_UP * (until - time.monotonic())
-        start = partial(_start, case=case, work=work, until=ready_by)
+
+        def start(name: str) -> MeasuringProcess:
+            return MeasuringProcess(work, name.removesuffix(AGAIN), case, advice=ADVICE, until=ready_by)
+
+        warm: dict[str, tuple[MeasuringProcess, MeasuredRow, Ready]] = {}
         begun = {name: start(name) for name in wanted if at_once and name not in left_out}
         for process in begun.values():
             closing.enter_context(process)
@@ -135,21 +129,19 @@ def measure(
                     raise CheckFailedError(f"{name}: {started.reason}")
                 left_out[name] = started.reason
                 continue
-            process, row, answers[name] = started
-            process.until = until
-            processes.append(process)
-            rows.append(row)
+            warm[name] = started
+            started[0].until = until
+        answers = {name: answer for name, (_, _, answer) in warm.items()}
         disagreeing = _disagreeing(case.config.precision, answers) if at_once else {}
         agreeing = {name: answer for name, answer in answers.items() if name not in disagreeing}
         remarks = check_agreement(case.config.precision, agreeing, true)
-        timed = [place for place, row in enumerate(rows) if row.name in agreeing]
-        processes, rows = [processes[place] for place in timed], [rows[place] for place in timed]
+        timed = [(process, row) for name, (process, row, _) in warm.items() if name in agreeing]
         products = Row("products alone")
         limit = closing.enter_context(MeasuringProcess(work_products, case, advice=ADVICE, until=until))
         seconds = [answer.step_seconds for answer in agreeing.values()] + [limit.answer()]
         rounds = rounds or rounds_for(seconds, until)
         print(f"{case.name or case.config.precision}: {rounds} rounds", file=sys.stderr, flush=True)
-        everything = [*zip(processes, rows, strict=True), (limit, products)]
+        everything = [*timed, (limit, products)]
         longest = 0.0  # [s] that a turn of all has taken
         for order in turns(len(everything), 2 * rounds):
             begin = time.monotonic()
@@ -159,17 +151,13 @@ def measure(
                 process, measured = everything[place]
                 measured.seconds.append(process.ask("turn"))
             longest = max(longest, time.monotonic() - begin)
-        for process, row in zip(processes, rows, strict=True):
+        for process, row in timed:
             row.peak_bytes = process.ask("peak")
-        for process in (*processes, limit):
+        for process, _ in everything:
             process.end.close()  # all end at the same time: a GPU's take a second each
-    subject, again, *others = rows
+    subject, again, *others = (row for _, row in timed)
     found = {row.name: row for row in (subject, *others)}
     return Measurement(case, found, again, products, left_out, remarks, disagreeing)
-
-
-def _start(name: str, case: Case, work: Callable[..., None], until: float | None) -> MeasuringProcess:
-    return MeasuringProcess(work, name.removesuffix(AGAIN), case, advice=ADVICE, until=until)
 
 
 def _warm_up(
@@ -193,14 +181,8 @@ def _warm_up(
                 cold_seconds, process = answer.first_seconds, None
                 continue
             closing.push(this.pop_all())
-        row = MeasuredRow(
-            name,
-            first_seconds=answer.first_seconds,
-            cold_seconds=cold_seconds,
-            cache=answer.cache,
-            products=answer.products,
-        )
-        return process, row, answer
+        known = {"first_seconds": answer.first_seconds, "cache": answer.cache, "products": answer.products}
+        return process, MeasuredRow(name, cold_seconds=cold_seconds, **known), answer
 
 
 def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int:

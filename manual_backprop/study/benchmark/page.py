@@ -33,13 +33,14 @@ def table(measured: Measurement) -> str:
         "",
         head,
     ]
-    for row in (subject, measured.again, *list(measured.rows.values())[1:]):
+    for row in measured.in_order:
         low, middle, high = measured.time_ratio(row)
         memory = measured.memory_ratio(row)
+        peak = "unknown" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
         cold = f"{row.cold_seconds:.1f}" if row.cold_seconds is not None else "cold" if row.cache == "cold" else ""
         lines.append(
             f"{row.name:<{WIDTH}}{1e3 * row.median:>11.4g}{case.tokens / row.median:>11,.0f}{middle:>13.3f}"
-            f"{f'{low:.3f} - {high:.3f}':>16}{_megabytes(row.peak_bytes):>10}"
+            f"{f'{low:.3f} - {high:.3f}':>16}{peak:>10}"
             f"{'' if memory is None else f'{memory:.2f}':>8}{measured.share_of_limit(row):>14.1%}"
             f"{row.first_seconds:>10.1f}{cold:>9}"
         )
@@ -67,21 +68,14 @@ def processor_and_instructions() -> str:
     return f"{processor()} ({', '.join(words)})" if words else processor()
 
 
-def _megabytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 1e6:.0f}"
-
-
 def _closing(measured: Measurement) -> list[str]:
     lines = [f"noise floor {measured.noise:.1%} ({measured.subject.name} against itself): no smaller difference counts"]
     if any(row.cache == "cold" for row in measured.rows.values()):
         lines.append("compiled code could not be cached: peaks of rows marked cold include the compiler's memory")
     elif any(row.cache == "warm" for row in measured.rows.values()):
         lines.append("peaks with a warm compile cache")
-    lines += [
-        f"{row.name} ran uncompiled: compiling does not work here"
-        for row in measured.rows.values()
-        if row.cache == "failed"
-    ]
+    failed = [row.name for row in measured.rows.values() if row.cache == "failed"]
+    lines += [f"{name} ran uncompiled: compiling does not work here" for name in failed]
     lines += measured.remarks
     peer = measured.fastest_peer
     if peer is None:
@@ -114,7 +108,7 @@ def as_json(measured: Measurement) -> dict[str, Any]:
 
     return {
         "case": asdict(measured.case),
-        "rows": [row_of(row) for row in (measured.subject, measured.again, *list(measured.rows.values())[1:])],
+        "rows": [row_of(row) for row in measured.in_order],
         "left_out": measured.left_out,
         "remarks": measured.remarks,
         "products": measured.products.seconds,
@@ -137,11 +131,9 @@ def machine() -> dict[str, str]:
 @picture
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Writes a PNG: two diagrams for each case, time and memory of its rows. Raises StorageError."""
-    height = sum(1.1 + 0.3 * len(measured.rows) for measured in measurements)
-    figure = new_figure(9, height)
-    grid = figure.subplots(
-        len(measurements), 2, squeeze=False, height_ratios=[1.1 + 0.3 * len(measured.rows) for measured in measurements]
-    )
+    heights = [1.1 + 0.3 * len(measured.rows) for measured in measurements]
+    figure = new_figure(9, sum(heights))
+    grid = figure.subplots(len(measurements), 2, squeeze=False, height_ratios=heights)
     for measured, (left, right) in zip(measurements, grid, strict=True):
         names = list(measured.rows)
         colors = ["tab:orange" if name in OURS else "tab:blue" for name in names]

@@ -4,7 +4,6 @@ It gets our weights and has no dropout; weight decay applies to matrices only. N
 """
 
 import importlib.util
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from ...common.batch import Batch, PairBatch
 from ...config.schema import CustomTransformerConfig
-from ...models.huggingface.layouts import LAYOUTS, config_json, entries, layout_of
+from ...models.huggingface.layouts import LAYOUTS, config_json, layout_of
+from ...models.huggingface.weights import to_ours, to_theirs
 from ...models.implementations import build_network
-from ...models.network import parameter_shapes
 
 
 def why_not(config: CustomTransformerConfig) -> str | None:
@@ -57,18 +56,12 @@ class HuggingFacePeer:
 
     @torch.no_grad()
     def _load_weights(self) -> None:
-        ours, theirs = build_network("torch", self.config).parameters, dict(self.model.named_parameters())
-        for entry in entries(self.config):
-            value = torch.cat([ours[name] for name in entry.ours])
-            theirs[entry.theirs].copy_(value.mT if entry.turned else value)
+        theirs = dict(self.model.named_parameters())
+        for name, weight in to_theirs(build_network("torch", self.config).parameters, self.config).items():
+            theirs[name].copy_(weight)
 
     def compile(self, mode: str | None = None) -> None:
         self.loss = torch.compile(self._loss, mode=mode)
-
-    def _autocast(self) -> AbstractContextManager:
-        if self.config.get_compute_dtype() == self.config.get_dtype():
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.config.get_compute_dtype())
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The loss. The targets are shifted already; there is no key-value cache."""
@@ -77,7 +70,8 @@ class HuggingFacePeer:
     @torch.enable_grad()
     def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        dtype = self.config.get_compute_dtype()
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != self.config.get_dtype()):
             loss = self.loss(batch.tokens, batch.targets)
         loss.backward()
         return loss.detach()
@@ -91,12 +85,6 @@ class HuggingFacePeer:
         self.update(max_grad_norm)
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients as views under our names."""
-        theirs, shapes = dict(self.model.named_parameters()), parameter_shapes(self.config)
-        found: dict[str, Tensor] = {}
-        for entry in entries(self.config):
-            gradient = theirs[entry.theirs].grad
-            assert gradient is not None
-            rows = (gradient.mT if entry.turned else gradient).split([shapes[name][0] for name in entry.ours])
-            found |= dict(zip(entry.ours, rows, strict=True))
-        return found
+        """The gradients under our names."""
+        theirs = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        return to_ours(theirs, self.config, type(self.model).__name__)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...config.schema import CustomTransformerConfig
 from ...kernels.cpu.products import fastest_products
+from ..paired_timing import seconds_of, wait_for
 
 Product = Callable[[], object]  # computes one matrix product
 
@@ -27,12 +28,8 @@ class ProductsOfAStep:
         self.generator = torch.Generator(self.device).manual_seed(0)
         self.products: list[tuple[int, Product]] = []  # how often in a step, and the product
         d_model, d_head, kv_width = config.d_model, config.d_head, config.kv_heads * config.d_head
-        N, L, T, heads = (
-            batch_size * config.max_seq_len,
-            config.n_blocks,
-            config.max_seq_len,
-            batch_size * config.n_heads,
-        )
+        L, T = config.n_blocks, config.max_seq_len
+        N, heads = batch_size * T, batch_size * config.n_heads
         reads_source = config.network == "encoder_decoder"
         blocks = L + (config.n_encoder_blocks or L) if reads_source else L  # sources are as long as targets
         self._linear(blocks, N, d_model, d_model + 2 * kv_width)  # query, key and value
@@ -53,12 +50,12 @@ class ProductsOfAStep:
 
     def seconds(self, steps: int) -> float:
         """The time of the products of one step [s], the mean over `steps` of them."""
-        self._wait()
+        wait_for(self.device)
         begin = time.perf_counter()
         with fastest_products():
             for _ in range(steps):
                 self.step()
-            self._wait()
+        wait_for(self.device)
         return (time.perf_counter() - begin) / steps
 
     def _linear(self, count: int, N: int, inputs: int, outputs: int) -> None:
@@ -68,14 +65,8 @@ class ProductsOfAStep:
         dweight_transposed = torch.empty_like(weight.mT, memory_format=torch.contiguous_format)
         self.products.append((count, lambda: torch.mm(x, weight.mT, out=y)))
         self.products.append((count, lambda: torch.mm(dy, weight, out=dx)))
-        self.products.append(
-            (
-                count,
-                self._faster(
-                    lambda: torch.mm(dy.mT, x, out=dweight), lambda: torch.mm(x.mT, dy, out=dweight_transposed)
-                ),
-            )
-        )
+        ways = lambda: torch.mm(dy.mT, x, out=dweight), lambda: torch.mm(x.mT, dy, out=dweight_transposed)
+        self.products.append((count, min(ways, key=self._seconds)))
 
     def _attention(self, count: int, heads: int, T: int, d_head: int) -> None:
         """The products of all heads at once: S = Q K^T and dP = dO V^T; O = P V and dQ = dS K; dV = P^T dO and dK =
@@ -89,22 +80,8 @@ class ProductsOfAStep:
     def _matrices(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 
-    def _faster(self, *ways: Product) -> Product:
-        return min(ways, key=self._seconds)
-
     def _seconds(self, product: Product) -> float:
         """The fastest of three calls [s], after one to warm up."""
-        times = []
         with fastest_products():
-            product()
-            for _ in range(3):
-                self._wait()
-                begin = time.perf_counter()
-                product()
-                self._wait()
-                times.append(time.perf_counter() - begin)
+            _, *times = (seconds_of(product, self.device) for _ in range(4))
         return min(times)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

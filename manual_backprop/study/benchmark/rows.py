@@ -15,10 +15,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ...common.allocator import keep_freed_memory, resident_bytes, trim_freed_memory
 from ...common.errors import first_line
+from ..paired_timing import wait_for
 from .cases import BY_HAND, ONEDNN, Case, compile_mode, is_compiled, network_of, uses_onednn
 from .process_memory import peak_since_reset, reset_peak
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ...common.batch import Batch, PairBatch
     from ...models.network import Network
     from ...optim.optimizers import Optimizer
+    from .peers import HuggingFacePeer
 
 WARM_UP = 3  # steps, after the first two: one may compile, and one is recorded (replay.py) or captured (graph.py)
 TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
@@ -71,46 +73,31 @@ class LeftOut:
     reason: str
 
 
-class Trainer(Protocol):
-    device: torch.device
-
-    def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
-        """The loss and gradients of this batch; earlier gradients are overwritten."""
-
-    def update(self, max_grad_norm: float) -> None: ...
-
-    def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
-        """A whole step, as in a training."""
-
-    def gradients(self) -> Mapping[str, Tensor]: ...
-
-
 class NetworkTrainer:
     """A network of this project with its own AdamW; the mirror with PyTorch's fused AdamW, like all peers."""
 
     def __init__(self, name: str, config: Any):
         from ...models.implementations import build_network
 
-        self.network = build_network(network_of(name), config)
+        self.implementation = network_of(name)
+        self.network = build_network(self.implementation, config)
         self.device = self.network.device
-        self.is_whole = network_of(name) == "custom" and self.device.type == "cuda"  # its whole step is one CUDA graph
         self.training_step: Any = None
         self.steps = 0
-        self.optimizer = fused_adamw(self.network) if network_of(name) == "torch" else self._own_adamw()
+        by_torch = self.implementation == "torch"
+        self.optimizer = fused_adamw(self.network) if by_torch else self.network.adamw(**ADAMW, epsilon=EPSILON)
         self.loss: Tensor | None = None
-        if network_of(name) == "torch" and is_compiled(name):
+        if by_torch and is_compiled(name):
             import torch
 
             self.network.check_tokens = torch.compiler.disable(self.network.check_tokens)  # type: ignore[method-assign]
             compiled = torch.compile(self.network.loss_and_gradients, mode=compile_mode(name))
             self.network.loss_and_gradients = compiled  # type: ignore[method-assign]
-        if network_of(name) == "baseline":
+        if self.implementation == "baseline":
             self.network.compile_mode = compile_mode(name)  # type: ignore[attr-defined]
 
-    def _own_adamw(self) -> Optimizer:
-        return self.network.adamw(**ADAMW, epsilon=EPSILON)
-
     def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
+        """The loss and gradients of this batch; earlier gradients are overwritten."""
         self.network.zero_gradients()
         self.loss = self.network.loss_and_gradients(batch, denominator=batch.targets.numel(), step=1)
         return self.loss
@@ -121,7 +108,7 @@ class NetworkTrainer:
 
     def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
         """One step; that of the hand-written network on a GPU is one CUDA graph, as in a run."""
-        if not self.is_whole:
+        if self.implementation != "custom" or self.device.type != "cuda":
             self.loss_and_gradients(batch)
             self.update(max_grad_norm)
             return
@@ -149,7 +136,7 @@ def fused_adamw(network: Network) -> Optimizer:
     return TorchOptimizer(torch.optim.AdamW, places, ADAMW["weight_decay"], settings, ("exp_avg", "exp_avg_sq"))
 
 
-def build(name: str, case: Case) -> Trainer:
+def build(name: str, case: Case) -> NetworkTrainer | HuggingFacePeer:
     """The trainer of a row, with a new network."""
     compiled = is_compiled(name)
     settings = BY_HAND.get(name, BY_HAND["custom-reference"])
@@ -191,10 +178,8 @@ def sketch_of(gradients: Mapping[str, Tensor]) -> dict[str, list[float]]:
     for name, gradient in gradients.items():
         values = gradient.detach().double().cpu().flatten()
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        numbers = [values.norm().item()]
-        for _ in range(PROBES):
-            numbers.append(values.dot(torch.randn(len(values), generator=generator).double()).item())
-        sketch[name] = numbers
+        probes = (torch.randn(len(values), generator=generator).double() for _ in range(PROBES))
+        sketch[name] = [values.norm().item(), *(values.dot(probe).item() for probe in probes)]
     return sketch
 
 
@@ -236,9 +221,8 @@ def work(end: Connection, name: str, case: Case) -> None:
             steps = Steps(name, case)
             ready = steps.warm_up()
         except torch.OutOfMemoryError:
-            return end.send(
-                LeftOut("the GPU has no memory for it beside the other rows; measure it alone, with --rows")
-            )
+            reason = "the GPU has no memory for it beside the other rows; measure it alone, with --rows"
+            return end.send(LeftOut(reason))
         if isinstance(ready, LeftOut):
             return end.send(ready)
         known = reset_peak(steps.device)
@@ -306,13 +290,10 @@ class Steps:
 
     def seconds(self, count: int) -> float:
         """The mean seconds of one step."""
-        import torch
-
         begin = perf_counter()
         for _ in range(count):
             self.trainer.step(self.batch, MAX_GRAD_NORM)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         return (perf_counter() - begin) / count
 
 

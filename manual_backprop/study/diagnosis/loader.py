@@ -33,7 +33,7 @@ class Rows:
     inputs: np.ndarray  # (rows, T)
     targets: np.ndarray
     segments: np.ndarray | None
-    lengths: np.ndarray  # positions of each row with text, computed from the documents
+    text: np.ndarray  # where a row has text, computed from the documents
 
 
 class Loader:
@@ -70,18 +70,15 @@ class Loader:
     def _epoch(self) -> Rows:
         """The rows of the first epoch."""
         batches = [batch for _, step in self.steps for batch in step]
-        masked = all(batch.segments is not None for batch in batches)
         inputs = self._rows([batch.tokens.numpy() for batch in batches])
-        lengths = np.full(len(inputs), self.length)
+        targets = self._rows([batch.targets.numpy() for batch in batches])
+        segments = [batch.segments.numpy() for batch in batches if batch.segments is not None]
+        text = np.full(inputs.shape, True)
         if self.padded:
             documents = np.searchsorted(self.offsets, inputs[:, 0], side="right") - 1
             lengths = np.minimum(np.diff(self.offsets)[documents] - 1, self.longest or self.length)
-        return Rows(
-            inputs,
-            self._rows([batch.targets.numpy() for batch in batches]),
-            self._rows([batch.segments.numpy() for batch in batches if batch.segments is not None]) if masked else None,
-            lengths,
-        )
+            text = np.arange(self.length) < lengths[:, None]
+        return Rows(inputs, targets, self._rows(segments) if len(segments) == len(batches) else None, text)
 
     def _rows(self, parts: list[np.ndarray]) -> np.ndarray:
         padded = [np.pad(part, ((0, 0), (0, self.length - part.shape[1])), constant_values=-1) for part in parts]
@@ -91,10 +88,8 @@ class Loader:
 
     def labels(self) -> Finding:
         rows = self._epoch()
-        text = np.arange(self.length) < rows.lengths[:, None]
-        inputs, targets = rows.inputs[text], rows.targets[text]
-        counted = targets != IGNORED
-        inputs, targets = inputs[counted], targets[counted]
+        counted = rows.text & (rows.targets != IGNORED)
+        inputs, targets = rows.inputs[counted], rows.targets[counted]
         right = targets == self.following[inputs]
         words = f"each of {len(inputs):,} labels is the token after its input"
         if right.all() and len(inputs):
@@ -170,8 +165,7 @@ class Loader:
     def _wrong_rows(self, rows: Rows) -> str | None:
         """What is wrong with the rows, or None: each must be one stretch of the text, and each row of a padded batch
         must begin where a document begins."""
-        inside = np.arange(1, self.length) < rows.lengths[:, None]
-        torn = (rows.inputs[:, 1:] != self.following[rows.inputs[:, :-1]]) & inside
+        torn = (rows.inputs[:, 1:] != self.following[rows.inputs[:, :-1]]) & rows.text[:, 1:]
         if torn.any():
             row, place = (int(number) for number in np.argwhere(torn)[0])
             return f"row {row + 1} of the epoch is not a stretch of the text: it jumps after its token {place + 1}"
@@ -180,12 +174,11 @@ class Loader:
         return None
 
     def _wrong_masks(self, rows: Rows) -> str | None:
-        text = np.arange(self.length) < rows.lengths[:, None]
         ignored = (rows.targets == IGNORED) | (rows.targets == -1)  # or without a position
-        if (ignored & text).any():
-            return f"{int((ignored & text).sum()):,} labels of text do not count"
-        if (~ignored & ~text).any():
-            return f"{int((~ignored & ~text).sum()):,} labels of padding count"
+        if (lost := ignored & rows.text).any():
+            return f"{int(lost.sum()):,} labels of text do not count"
+        if (extra := ~(ignored | rows.text)).any():
+            return f"{int(extra.sum()):,} labels of padding count"
         if not self.config.batching.mask_documents:
             return None
         if rows.segments is None:
@@ -196,12 +189,12 @@ class Loader:
         return None
 
     def _wrong_coverage(self, rows: Rows) -> str | None:
-        text = rows.inputs[np.arange(self.length) < rows.lengths[:, None]]
-        times = np.bincount(text, minlength=len(self.following))
+        times = np.bincount(rows.inputs[rows.text], minlength=len(self.following))
         if times.max() > 1:
             return f"{int((times > 1).sum()):,} tokens are read several times in one epoch, and others not at all"
-        if self.padded and len(rows.inputs) != int((np.diff(self.offsets) > 1).sum()):
-            return f"an epoch has {len(rows.inputs):,} of {int((np.diff(self.offsets) > 1).sum()):,} documents"
+        documents = int((np.diff(self.offsets) > 1).sum())
+        if self.padded and len(rows.inputs) != documents:
+            return f"an epoch has {len(rows.inputs):,} of {documents:,} documents"
         return None
 
     def _wrong_shuffling(self, rows: Rows) -> str | None:

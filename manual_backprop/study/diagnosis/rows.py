@@ -2,25 +2,17 @@
 must hold for the batches of every such task.
 """
 
-from dataclasses import fields
-
 import numpy as np
 import torch
-from torch import Tensor
 
-from ...common.batch import IGNORED, AnyBatch, EncoderBatch, PairBatch
+from ...common.batch import AnyBatch, EncoderBatch, PairBatch
 from ...config.schema import RunConfig
 from ...data.tokens.order import Order
+from ..gradient_check.network_case import counted, counting, tensors_of
 from .finding import Finding, finding
 
 MOST_STEPS = 100  # of an epoch
 COMPARED = 3  # steps that are read twice
-
-
-def counted(batch: AnyBatch) -> Tensor:
-    """True where a target counts, in the shape of the targets."""
-    targets = batch.targets
-    return ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
 
 
 class RowLoader:
@@ -40,22 +32,19 @@ class RowLoader:
 
     def labels(self) -> Finding:
         batches = [batch for _, step in self.steps for batch in step]
-        labels = [batch.targets[counted(batch)] for batch in batches]
-        total = sum(map(len, labels))
-        if not total:
+        labels = torch.cat([batch.targets[counting(batch)] for batch in batches])
+        if not len(labels):
             return finding(1, "no label counts", "")
-        for batch in batches:
-            if wrong := self._wrong_labels(batch):
-                return finding(1, wrong, "")
-        values = torch.cat([one.flatten() for one in labels])
+        if wrong := next(filter(None, map(self._wrong_labels, batches)), None):
+            return finding(1, wrong, "")
         if isinstance(batches[0], EncoderBatch):
-            different = len(values.unique())
-            words = f"{total:,} answers, {different:,} different ones"
+            different = len(labels.unique())
+            words = f"{len(labels):,} answers, {different:,} different ones"
             return finding(1, f"{words}: there is nothing to distinguish" if different < 2 else None, words)
-        return finding(1, None, f"{total:,} labels, each of them the next input of its row")
+        return finding(1, None, f"{len(labels):,} labels, each of them the next input of its row")
 
     def _wrong_labels(self, batch: AnyBatch) -> str | None:
-        counts, targets = counted(batch), batch.targets
+        counts, targets = counting(batch), batch.targets
         if targets.is_floating_point():
             return "labels are not finite" if not bool(targets[counts].isfinite().all()) else None
         if bool(((targets < 0) | (targets >= self.outputs))[counts].any()):
@@ -81,7 +70,7 @@ class RowLoader:
                 if batch.first_row != rows:
                     return f"a batch of step {step + 1} says that it begins at row {batch.first_row}; it is row {rows}"
                 rows += len(batch.targets)
-                labels += int(counted(batch).sum())
+                labels += counted(batch)
             if not 0 < rows <= self.rows:
                 return f"step {step + 1} has {rows} rows; the config asks for {self.rows}"
             if labels != count:
@@ -113,10 +102,5 @@ def _same(one: list[AnyBatch], other: list[AnyBatch]) -> bool:
     return len(one) == len(other) and all(
         np.array_equal(a.numpy(), b.numpy(), equal_nan=a.is_floating_point())
         for first, second in zip(one, other, strict=True)
-        for a, b in zip(_tensors(first), _tensors(second), strict=True)
+        for a, b in zip(tensors_of(first).values(), tensors_of(second).values(), strict=True)
     )
-
-
-def _tensors(batch: AnyBatch) -> list[Tensor]:
-    values = (getattr(batch, field.name) for field in fields(batch))
-    return [value for value in values if isinstance(value, Tensor)]

@@ -7,7 +7,7 @@ are shifted here and not by the loader, whose labels check 1 tests.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +18,9 @@ from ...config.schema import RunConfig
 from ...data.tokens.order import Order
 from ...models.network import Network
 from ...optim.optimizers import Optimizer
-from ..gradient_check.network_case import wholly_zero
+from ..gradient_check.network_case import counted, counting, rows_of, tensors_of, wholly_zero
 from .finding import PASSED, Finding, finding
 from .rates import RangeTest, range_test
-from .rows import counted
 
 TOKENS = 256  # of a batch
 MEMORIZED_TOKENS = 32  # of the row to be memorized
@@ -44,38 +43,23 @@ def samples(order: Order, device: torch.device) -> Iterator[AnyBatch]:
     """Batches of about 256 positions, one from each step of the loader; for a text with labels computed here."""
     for step in itertools.count():
         batch: AnyBatch = next(iter(order.batches(step, device)[1]))
-        rows = max(1, TOKENS // width_of(batch))
-        if isinstance(batch, Batch):
-            yield labelled(batch, min(len(batch.tokens), rows), batch.tokens.shape[1])
-        else:
-            yield first_rows(batch, max(FEWEST_ROWS, rows))
-
-
-def width_of(batch: AnyBatch) -> int:
-    """The number of positions of its rows."""
-    return (batch.inputs if isinstance(batch, EncoderBatch) else batch.tokens).shape[1]
-
-
-def first_rows(batch: AnyBatch, count: int, first: int = 0) -> AnyBatch:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    rows: dict[str, Any] = {
-        name: value[first : first + count].contiguous() for name, value in values.items() if isinstance(value, Tensor)
-    }
-    return replace(batch, **rows, first_row=0)
+        width = (batch.inputs if isinstance(batch, EncoderBatch) else batch.tokens).shape[1]
+        rows = max(1, TOKENS // width)
+        yield labelled(batch, rows) if isinstance(batch, Batch) else rows_of(batch, slice(max(FEWEST_ROWS, rows)))
 
 
 def batch_to_memorize(batches: Sequence[AnyBatch]) -> AnyBatch:
     """The batch to be memorized: the row with the most labels, up to 32 of them; or some rows if each has one
     answer."""
     if isinstance(batches[0], EncoderBatch):
-        return first_rows(batches[0], FEWEST_ROWS)
-    longest = max(batches, key=lambda batch: int(counted(batch).sum(1).max()))
-    row = first_rows(longest, 1, int(counted(longest).sum(1).argmax()))
+        return rows_of(batches[0], slice(FEWEST_ROWS))
+    longest = max(batches, key=lambda batch: int(counting(batch).sum(1).max()))
+    place = int(counting(longest).sum(1).argmax())
+    row = rows_of(longest, slice(place, place + 1))
     if not isinstance(row, Batch):
         return row
-    segments = None if row.segments is None else row.segments[:, :MEMORIZED_TOKENS].contiguous()
-    tokens, targets = (one[:, :MEMORIZED_TOKENS].contiguous() for one in (row.tokens, row.targets))
-    return Batch(tokens, targets, segments)
+    cut: dict[str, Any] = {name: x[:, :MEMORIZED_TOKENS].contiguous() for name, x in tensors_of(row).items()}
+    return replace(row, **cut)
 
 
 def untrained_loss(network: Network, batches: Sequence[AnyBatch]) -> tuple[float, float, str]:
@@ -88,22 +72,20 @@ def untrained_loss(network: Network, batches: Sequence[AnyBatch]) -> tuple[float
         ignorant = math.log(choices)
         return ignorant - BELOW, ignorant + ABOVE, f"ln V = {ignorant:.2f} for V = {choices:,}"
     if config.head_loss == "squared_error":
-        values = torch.cat([batch.targets[counted(batch)] for batch in batches]).double()
+        values = torch.cat([batch.targets[counting(batch)] for batch in batches]).double()
         scale = float(values.square().mean())
         return scale / FACTOR, scale * FACTOR, f"{scale:.3g} for a model that predicts 0"
     return -math.inf, math.inf, f"the initial value of head_loss={config.head_loss} is not known"
 
 
-def labelled(batch: Batch, rows: int, length: int) -> Batch:
-    """The first `rows` rows and `length` positions of a batch, with the next input as label where both count."""
-    tokens, targets = batch.tokens[:rows, :length].contiguous(), batch.targets[:rows, :length]
-    segments = None if batch.segments is None else batch.segments[:rows, :length].contiguous()
-    labels = torch.full_like(tokens, IGNORED)
-    counted = (targets[:, :-1] != IGNORED) & (targets[:, 1:] != IGNORED)
-    labels[:, :-1] = torch.where(counted, tokens[:, 1:], IGNORED)
-    if not bool((labels != IGNORED).any()):
-        labels = targets.contiguous()  # rows of one token
-    return Batch(tokens, labels, segments)
+def labelled(batch: Batch, rows: int) -> Batch:
+    """The first `rows` rows of a batch, with the next input as label where both count."""
+    batch = rows_of(batch, slice(rows))
+    counts = counting(batch)
+    labels = torch.full_like(batch.tokens, IGNORED)
+    labels[:, :-1] = torch.where(counts[:, :-1] & counts[:, 1:], batch.tokens[:, 1:], IGNORED)
+    is_one_token = not bool((labels != IGNORED).any())
+    return batch if is_one_token else replace(batch, targets=labels)
 
 
 class Training:
@@ -126,8 +108,7 @@ class Training:
         return loss.item()
 
     def gradients(self, network: Network, batch: AnyBatch) -> Tensor:
-        count = int(counted(batch).sum())
-        return network.loss_and_gradients(batch, denominator=count, step=None)
+        return network.loss_and_gradients(batch, denominator=counted(batch), step=None)
 
     # Check 2
 
@@ -155,18 +136,15 @@ class Training:
         judged = {name: size for name, size in sizes.items() if name not in zero}
         norm = math.sqrt(sum(size**2 * network.gradients[name].numel() for name, size in sizes.items()))
         right = f"{len(sizes)} tensors, the whole gradient's norm is {norm:.2g}"
-        wrong = [name for name, size in sizes.items() if not math.isfinite(size)]
-        if wrong:
+        if wrong := [name for name, size in sizes.items() if not math.isfinite(size)]:
             return finding(3, f"not finite: {listed(wrong)}", right)
-        wrong = [name for name, size in judged.items() if size == 0]
-        if wrong:
+        if wrong := [name for name, size in judged.items() if size == 0]:
             return finding(3, f"zero, so never learned: {listed(wrong)}", right)
         if not GLOBAL[0] <= norm <= GLOBAL[1]:
             return finding(3, f"the whole gradient's norm is {norm:.1e}; {GLOBAL[0]:g} to {GLOBAL[1]:g} is sane", right)
         median = sorted(judged.values())[len(judged) // 2]
         shares = {name: size / median for name, size in judged.items()}
-        wrong = [name for name, share in shares.items() if not SMALLEST <= share <= LARGEST]
-        if wrong:
+        if wrong := [name for name, share in shares.items() if not SMALLEST <= share <= LARGEST]:
             worst = max(wrong, key=lambda name: abs(math.log(shares[name])))
             return finding(3, f"{shares[worst]:.0e} times as large as others: {listed(wrong)}", right)
         return finding(3, None, right)
@@ -186,17 +164,16 @@ class Training:
         low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
         right = f"by {ratios[low]:.1e} ({low}) to {ratios[high]:.1e} ({high}) of its size, at the rate {rate:.1e}"
         # a parameter without a gradient, which check 3 reports, does not move
-        still = [n for n, r in ratios.items() if r == 0 and float(gradients[n].abs().max()) > 0]
-        if still:
+        moving = [name for name in ratios if float(gradients[name].abs().max()) > 0]
+        if still := [name for name in moving if ratios[name] == 0]:
             return finding(4, f"unchanged by a step at the rate {rate:.1e}: {listed(still)}", right)
-        few = [n for n, r in ratios.items() if not r >= RATIOS[0] and float(gradients[n].abs().max()) > 0]
+        few = [name for name in moving if not ratios[name] >= RATIOS[0]]
         many = [n for n, r in ratios.items() if not r <= RATIOS[1]]
         if few or many:
             worst = max(many, key=ratios.__getitem__) if many else min(few, key=ratios.__getitem__)
             words = f"a step at the rate {rate:.1e} changes {worst} by {ratios[worst]:.1e} of its size"
-            return finding(
-                4, f"{words}; {RATIOS[0]:g} to {RATIOS[1]:g} is sane ({len(few + many)} such tensors)", right
-            )
+            sane = f"{RATIOS[0]:g} to {RATIOS[1]:g} is sane ({len(few + many)} such tensors)"
+            return finding(4, f"{words}; {sane}", right)
         return finding(4, None, right)
 
     # Checks 5 and 6
@@ -228,8 +205,9 @@ class Training:
                 early = share
                 if early >= FIRST_SHARE:
                     break
-        labels = int(counted(self.one).sum())
-        words = f"{labels} labels: {1 - early:.0%} of the loss is gone after {soon} steps at the rate {rate:.1e}"
+        words = (
+            f"{counted(self.one)} labels: {1 - early:.0%} of the loss is gone after {soon} steps at the rate {rate:.1e}"
+        )
         if early >= FIRST_SHARE:
             hint = "are the gradients right? python -m manual_backprop.verify"
             return finding(5, f"{words}; more than {1 - FIRST_SHARE:.0%} has to be; {hint}", "")

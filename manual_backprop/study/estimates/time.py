@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config.schema import CustomTransformerConfig, RunConfig
-from ..paired_timing import quartiles
+from ..paired_timing import quartiles, seconds_of, wait_for
 from .memory import parameter_count
 
 if TYPE_CHECKING:
@@ -89,12 +89,7 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     optimizer = build_optimizer(config, network)
     T = network_config.max_seq_len
     batch = full_batch(network_config, rows, network.device)
-
     read = next_token(network, batch)
-
-    def wait() -> None:
-        if network.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def one_pass() -> Tensor:
         network.zero_gradients()
@@ -106,18 +101,17 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     for _ in repeated(WARM_UP, 2, LONGEST / 4):
         loss = one_pass()
         update()
-        wait()
+        wait_for(network.device)
 
     def measured(clock: Callable[[], float], typical: Callable[[list[float]], float]) -> tuple[list[float], Speed]:
         """The seconds of whole steps, and the speed from their typical value."""
-        steps = [
-            seconds_of(one_pass, wait, clock) * sequences / rows + seconds_of(update, wait, clock)
-            for _ in repeated(MOST, FEWEST, LONGEST)
-        ]
-        predictions = [
-            seconds_of(lambda: network.predict(batch), wait, clock) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)
-        ]
-        samples = [seconds_of(read, wait, clock) for _ in repeated(MOST, 2, LONGEST / 4)]
+
+        def seconds(work: Callable[[], object]) -> float:
+            return seconds_of(work, network.device, clock)
+
+        steps = [seconds(one_pass) * sequences / rows + seconds(update) for _ in repeated(MOST, FEWEST, LONGEST)]
+        predictions = [seconds(lambda: network.predict(batch)) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)]
+        samples = [seconds(read) for _ in repeated(MOST, 2, LONGEST / 4)]
         return steps, Speed(typical(steps), typical(predictions[1:]) / (rows * T), typical(samples[1:]), "")
 
     sequences = config.training.batch_size * config.training.gradient_accumulation_steps
@@ -140,15 +134,10 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
         f"; the machine was busy, {busy:.0%} of that time other processes had the processor, so this is the processor "
         "time of one thread, in brackets divided by all threads: a run takes longer while the others continue"
     )
-    return Speed(
-        step=min(alone.step, *steps),
-        evaluated_token=min(alone.evaluated_token, speed.evaluated_token),
-        sampled_token=min(alone.sampled_token, speed.sampled_token),
-        how=how,
-        least=min(min(by_one) / threads, *steps),
-        most=min(alone.step, *steps),
-        busy=busy,
-    )
+    step, least = min(alone.step, *steps), min(min(by_one) / threads, *steps)
+    evaluated_token = min(alone.evaluated_token, speed.evaluated_token)
+    sampled_token = min(alone.sampled_token, speed.sampled_token)
+    return Speed(step, evaluated_token, sampled_token, how, least, most=step, busy=busy)
 
 
 def repeated(most: int, fewest: int, seconds: float) -> Iterator[int]:
@@ -158,13 +147,6 @@ def repeated(most: int, fewest: int, seconds: float) -> Iterator[int]:
         if number >= fewest and time.perf_counter() > end:
             return
         yield number
-
-
-def seconds_of(work: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:
-    begin = clock()
-    work()
-    wait()
-    return clock() - begin
 
 
 def waited_for_processor() -> float | None:

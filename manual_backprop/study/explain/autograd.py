@@ -61,9 +61,8 @@ def loss_by_autograd(network: CustomTransformer, batch: AnyBatch, denominator: i
         if network.config.head_loss == "squared_error":
             loss, _ = network.ops.squared_error_forward(outputs, batch.targets, denominator)
         else:
-            loss, _ = network.ops.cross_entropy_forward(
-                outputs, batch.targets, denominator, network.config.label_smoothing
-            )
+            smoothing = network.config.label_smoothing
+            loss, _ = network.ops.cross_entropy_forward(outputs, batch.targets, denominator, smoothing)
         return loss
     if isinstance(batch, PairBatch):
         visible = Visible(causal=False, key_lengths=batch.source_lengths)
@@ -80,15 +79,20 @@ def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
     """A network of the same values whose parameters are views of one leaf, as they are views of one buffer."""
     twin = type(network)(network.config)
     leaf = network.flat_parameters.buffer.detach().clone().requires_grad_()
-    views = {
-        name: leaf[view.storage_offset() : view.storage_offset() + view.numel()].view(view.shape)
-        for name, view in network.parameters.items()
-    }
+    views = views_in(leaf, network)
     twin.flat_parameters = Flat(leaf, views, network.flat_parameters.decayed_size)
     twin.parameters = twin.matrices = views
     twin.block_parameters = {block: twin._block_views(twin.flat_parameters, block) for block in twin.block_parameters}
     twin.head = views["token_embedding.weight" if twin.config.tied_head else "head.weight"]
     return twin, leaf
+
+
+def views_in(buffer: Tensor, network: CustomTransformer) -> dict[str, Tensor]:
+    """The parts of a flat buffer that belong to the network's parameters, by name and in their shapes."""
+    return {
+        name: buffer[view.storage_offset() : view.storage_offset() + view.numel()].view(view.shape)
+        for name, view in network.parameters.items()
+    }
 
 
 def trace_step(network: CustomTransformer, batch: AnyBatch, denominator: int) -> TracedStep:
@@ -105,10 +109,7 @@ def trace_step(network: CustomTransformer, batch: AnyBatch, denominator: int) ->
     assert by_hand.root is not None
     assert by_autograd.root is not None
     assert leaf.grad is not None
-    gradients = {
-        name: leaf.grad[view.storage_offset() : view.storage_offset() + view.numel()].view(view.shape)
-        for name, view in network.parameters.items()
-    }
+    gradients = views_in(leaf.grad, network)
     traced = TracedStep(network, batch, by_hand.root, loss, autograd_loss.detach(), gradients, [], {})
     _pair(by_hand.root, by_autograd.root, by_autograd.received, traced)
     return traced

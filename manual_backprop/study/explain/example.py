@@ -37,6 +37,8 @@ LEARNING_RATE = 0.01
 SEED = 202
 TOLERANCE = 1e-12  # of a number by hand against autograd's, in float64
 
+Words = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -78,13 +80,7 @@ def translated_words() -> Example:
     return pair(vocabulary, ENGLISH, FRENCH, facts, seed=257)
 
 
-def pair(
-    vocabulary: tuple[str, ...],
-    source: tuple[str, ...],
-    target: tuple[str, ...],
-    facts: dict[str, str],
-    seed: int = SEED,
-) -> Example:
+def pair(vocabulary: Words, source: Words, target: Words, facts: dict[str, str], seed: int = SEED) -> Example:
     """The example of an encoder-decoder: one source and its target, with the tokens `begin` and `end` around it."""
     read = ("begin", *target)
     tokens, targets, sources = (
@@ -122,6 +118,7 @@ def weeks_of_co2() -> Example:
     all_weeks = [series.time_text(place) for place in range(len(series))]
     first = all_weeks.index(FIRST_WEEK)
     weeks = all_weeks[first : first + HISTORY + HORIZON]
+    days = [week[5:] for week in weeks]
     windows = Windows(series.values, scaling, first + HISTORY, first + len(weeks), torch.float64)
     batch = windows.batch(windows.first - windows.first, windows.lengths)  # the only window
     measured = series.values[first : first + len(weeks), 0].tolist()
@@ -129,11 +126,7 @@ def weeks_of_co2() -> Example:
     rows = [*((decimal(number), "") for number in read), *(("", decimal(number)) for number in wanted)]
     return Example(
         batch,
-        Names(
-            read=[week[5:] for week in weeks[:HISTORY]],
-            inputs=("value", "gap"),
-            outputs=[week[5:] for week in weeks[HISTORY:]],
-        ),
+        Names(days[:HISTORY], inputs=("value", "gap"), outputs=days[HISTORY:]),
         {"vocab_size": 1, "n_inputs": scaling.n_inputs, "n_outputs": scaling.n_outputs, "head_loss": "squared_error"}
         | {"network": "encoder", "d_ffn": 7, "max_seq_len": HISTORY},
         denominator=int((~batch.targets.isnan()).sum()),
@@ -185,10 +178,6 @@ def small_network(architecture: str, task: str = "language_model") -> CustomTran
             values = (1 if name.endswith("norm.weight") else 0) + 0.3 * noise
         parameter.copy_((values * 10).round() / 10)
     return network
-
-
-def small_batch(task: str = "language_model") -> AnyBatch:
-    return EXAMPLES[task]().batch
 
 
 def write(path: Path, page: str) -> None:

@@ -116,24 +116,21 @@ class Listings:
         return len(self.sections) - 2 * len(forwards) if call.backward else len(forwards) + 1
 
     def _words(self, call: Call, number: int) -> tuple[str, str, str]:
-        names = [name for name in (self.parameter_name(value.tensor) for value in call.parameters.values()) if name]
-        names = [name for name in names if name != FIXED]
-        first = re.sub(r"\{(\w+),[^}]*\}", r"\1", names[0]) if names else ""
-        stack = re.match(r"(encoder\.|decoder\.)?", first)
-        assert stack is not None
-        first = re.sub(r"^((encoder|decoder)\.)?(blocks\.\d+\.)?(source_)?", "", first)
-        architecture = self.traced.network.config.architecture
-        network = self.traced.network.config.network
-        if network != "encoder_decoder":
-            return words_of(architecture, call.base, first, ALONE[network])
+        names = [self.parameter_name(value.tensor) for value in call.parameters.values()]
+        first = re.sub(r"\{(\w+),[^}]*\}", r"\1", next((name for name in names if name and name != FIXED), ""))
+        stack = first[: len("encoder.")] if first.startswith(("encoder.", "decoder.")) else ""
+        first = re.sub(r"^(blocks\.\d+\.)?(source_)?", "", first.removeprefix(stack))
+        config = self.traced.network.config
+        if config.network != "encoder_decoder":
+            return words_of(config.architecture, call.base, first, ALONE[config.network])
         if not call.backward:  # what names no stack belongs to that of the pair before
             read = sum(section.call.function == "token_embedding_forward" for section in self.sections)
             before = self.stacks[number - 2] if number > 1 else "encoder."
             if call.base == "token_embedding":
                 before = "decoder." if read else "encoder."
-            self.stacks.append(stack[0] or before)
+            self.stacks.append(stack or before)
         of_stack = self.stacks[number - 1]
-        title, forward, backward = words_of(architecture, call.base, first, of_stack)
+        title, forward, backward = words_of(config.architecture, call.base, first, of_stack)
         return f"{of_stack.rstrip('.').capitalize()}: {title[0].lower()}{title[1:]}", forward, backward
 
     def parameter_name(self, tensor: Tensor) -> str | None:
@@ -253,14 +250,10 @@ class Listings:
     def _step(self, step: Step, call: Call, indent: str, section: Section) -> list[str]:
         """The lines of a statement, of what it calls, and of what it computes; empty if there is nothing to show."""
         statement = step.statement
-        if not statement.simple or any(line.startswith("record(") for line in statement.source):
+        if hasattr(statement.node, "body") or any(line.startswith("record(") for line in statement.source):
             return []
-        inside = [
-            line
-            for inner in step.calls
-            if inner.base != "dropout"
-            for line in self._listing(inner, indent + "    ", section, call)
-        ]
+        calls = [inner for inner in step.calls if inner.base != "dropout"]
+        inside = [line for inner in calls for line in self._listing(inner, indent + "    ", section, call)]
         made = [] if call.backward else [f"{indent}# {name} = {decimal(n)}" for name, n in step.scalars.items()]
         made += self._made(step.values, call, indent, section)
         if isinstance(statement.node, ast.Return):
@@ -320,9 +313,8 @@ class Listings:
         if value.name not in views and len(set(views)) > 1:  # dqkv, of which dquery, dkey and dvalue are printed
             order = sorted(set(views), key=lambda name: [v.tensor.storage_offset() for v in call.bound(name)])
             within = f" (autograd, within {scientific(value.difference)})" if value.difference is not None else ""
-            return [
-                f"{indent}# {value.name} {self.numbers.letters(value.copy)} = {', '.join(order)} side by side{within}"
-            ]
+            letters = self.numbers.letters(value.copy)
+            return [f"{indent}# {value.name} {letters} = {', '.join(order)} side by side{within}"]
         title = f"{value.name}{{shape}}" + (", not yet complete" if value.part else "")
         return self.numbers.block(value, title, indent, parameter)
 

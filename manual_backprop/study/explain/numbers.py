@@ -56,11 +56,10 @@ class Numbers:
     def letters(self, tensor: Tensor, places: bool = False) -> str:
         """(B, T, D): a shape in the alphabet. `places`: a matrix's rows are places T, else rows N of all texts."""
         config, shape = self.config, list(tensor.shape)
-        rows = {length: letter if places or len(shape) > 2 else "N" for length, (letter, _) in self.places.items()}
-        if not (places or len(shape) > 2) and self._two_stacks:
-            rows = {length: f"B{letter}" for length, (letter, _) in self.places.items()}
-        names = {**rows, config.d_model: "D", config.vocab_size: "V"}
-        names |= {config.d_ffn: "F", 3 * config.d_model: "3D", 1: "1"}
+        names = {length: letter for length, (letter, _) in self.places.items()}
+        if not places and len(shape) <= 2:
+            names = {length: f"B{letter}" if self._two_stacks else "N" for length, letter in names.items()}
+        names |= {config.d_model: "D", config.vocab_size: "V", config.d_ffn: "F", 3 * config.d_model: "3D", 1: "1"}
         names |= {size: letter for size, letter in ((config.n_inputs, "C"), (config.n_outputs, "O")) if size}
         if self._two_stacks:
             names[2 * config.d_model] = "2D"

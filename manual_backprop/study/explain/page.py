@@ -119,9 +119,7 @@ class Page:
             "| | ↓ forward | makes | ↑ backward | makes | within |",
             "|---|---|---|---|---|---|",
         ]
-        for section in sections:
-            if section.call.backward:
-                continue
+        for section in (section for section in sections if not section.call.backward):
             back = backward[section.number]
             compared = [value.difference for call in back.call.walk() for value in call.gradients]
             worst = max((difference for difference in compared if difference is not None), default=0.0)
@@ -165,12 +163,10 @@ class Page:
         return (losses[0] - losses[1]) / (2 * PERTURBATION)
 
     def _parameters(self) -> list[str]:
-        lines = TEXTS["parameters"].splitlines()
-        lines += [
-            "",
-            "| parameter | shape | complete after | length | largest element | by hand | autograd | nudged | within |",
-        ]
-        lines += ["|---|---|---|--:|---|--:|--:|--:|--:|"]
+        head = (
+            "| parameter | shape | complete after | length | largest element | by hand | autograd | nudged | within |"
+        )
+        lines = [*TEXTS["parameters"].splitlines(), "", head, "|---|---|---|--:|---|--:|--:|--:|--:|"]
         for name, gradient in self.traced.network.gradients.items():
             autograd = self.traced.autograd_gradients[name]
             # rounded first: among elements that are equal but for rounding, the first on every machine
@@ -252,20 +248,10 @@ class Page:
         small = self._after(small_rate)
         after = self._after(self.learning_rate)
         statement = inspect.getsource(CustomTransformer.update_parameters).splitlines()[-1].strip()
-        lines = [
-            *TEXTS["update"].splitlines(),
-            "",
-            "```python",
-            f"# models/network.py, update_parameters: learning_rate = {self.learning_rate}",
-        ]
-        lines += [statement, "```", "", f"For `{name}`:", ""]
-        lines += self._beside(
-            [
-                ("before", network.parameters[name]),
-                ("gradient", network.gradients[name]),
-                ("after", self.twin.parameters[name]),
-            ]
-        )
+        place = f"# models/network.py, update_parameters: learning_rate = {self.learning_rate}"
+        lines = [*TEXTS["update"].splitlines(), "", "```python", place, statement, "```", "", f"For `{name}`:", ""]
+        parts = (("before", network.parameters), ("gradient", network.gradients), ("after", self.twin.parameters))
+        lines += self._beside([(title, tensors[name]) for title, tensors in parts])
         lines += ["", *TEXTS[self.outcome].splitlines(), "", *self._said_before_and_after(said, self._said())]
         square = float(network.flat_gradients.buffer.square().sum())
         facts = {

@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 PACKAGE = Path(__file__).resolve().parents[2]
 NETWORKS = {PACKAGE / "models" / name for name in ("custom.py", "custom_encoders.py", "step.py")}
@@ -31,26 +32,19 @@ class Statement:
     comment: list[str]
 
     @property
-    def simple(self) -> bool:
-        return not hasattr(self.node, "body")
-
-    @property
     def targets(self) -> list[str]:
         """The names that it binds, or writes into: `a, (b, c) = ...`, `a += ...`, `a[...] += ...`, `a.copy_(...)`,
         `linear_backward(..., dx=a)`."""
         node = self.node
         if isinstance(node, ast.Assign):
             return [part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-        written = node.target if isinstance(node, ast.AugAssign) else None
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Call)
-            and isinstance(node.value.func, ast.Attribute)
-        ):
-            method, total = node.value.func, [word.value for word in node.value.keywords if word.arg == "dx"]
-            written = method.value if method.attr.endswith("_") else next(iter(total), None)  # type: ignore[assignment]
+        written: ast.expr | None = node.target if isinstance(node, ast.AugAssign) else None
+        match node:
+            case ast.Expr(ast.Call(ast.Attribute(owner, method), _, keywords)):
+                total = next((word.value for word in keywords if word.arg == "dx"), None)
+                written = owner if method.endswith("_") else total
         if isinstance(written, ast.Subscript):
-            written = written.value  # type: ignore[assignment]
+            written = written.value
         return [written.id] if isinstance(written, ast.Name) else []
 
     @property
@@ -194,16 +188,12 @@ def statements(path: Path) -> dict[int, Statement]:
             continue
         body = getattr(node, "body", None)
         last = body[0].lineno - 1 if body else node.end_lineno or node.lineno
-        above = node.lineno - 1
+        first = above = node.lineno - 1
         while above and lines[above - 1].lstrip().startswith("#"):
             above -= 1
         indent = node.col_offset
-        statement = Statement(
-            node,
-            [line[indent:] for line in lines[node.lineno - 1 : last]],
-            [line[indent:] for line in lines[above : node.lineno - 1]],
-        )
-        found |= dict.fromkeys(range(node.lineno, last + 1), statement)
+        source, comment = ([line[indent:] for line in part] for part in (lines[first:last], lines[above:first]))
+        found |= dict.fromkeys(range(node.lineno, last + 1), Statement(node, source, comment))
     return found
 
 
@@ -274,7 +264,7 @@ class Tracer:
                 value = call.parameters[name]
                 value.added = value.tensor.detach() - buffers[name]
             outputs = argument[:-1] if call.function.endswith("_forward") else argument  # without the cache
-            call.outputs = [output for output in flattened(outputs) if output is None or isinstance(output, Tensor)]
+            call.outputs = [output for output in tree_leaves(outputs) if output is None or isinstance(output, Tensor)]
             tensors = [output for output in call.outputs if output is not None]
             if len(tensors) == 1:
                 call.outcome = Value("", tensors[0], tensors[0].detach().clone(), key_of(tensors[0]))
@@ -311,9 +301,3 @@ class Tracer:
             value.tensor = value.node = variables[name] = node
         self.received[id(tensor)] = value
         return value
-
-
-def flattened(outputs: Any) -> list:
-    if isinstance(outputs, tuple | list):
-        return [leaf for output in outputs for leaf in flattened(output)]
-    return [outputs]

@@ -20,9 +20,9 @@ from ...common.batch import AnyBatch
 from ...config.schema import CustomTransformerConfig
 from ...models.network import Network
 from .measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, error_of, floor_of
-from .network_case import draw_batch, tensors_of, wholly_zero
+from .network_case import draw_batch, on_device, wholly_zero
 from .network_check import networks, step_in_place
-from .op_case import Case, Draw
+from .op_case import Draw
 from .op_check import autograd, call, gradients_of, upstream_of
 from .op_table import Row
 
@@ -75,10 +75,9 @@ def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, pee
     exact = type(by_hand)(replace(config, precision="fp64", device="cpu"))
     with torch.no_grad():
         exact.flat_parameters.buffer.copy_(by_hand.flat_parameters.buffer)
-    there: dict[str, Any] = {name: tensor.cpu() for name, tensor in tensors_of(batch).items()}
     (loss, got), (mirror_loss, mirrored), (want_loss, want) = (
         step_on_cpu(network, one)
-        for network, one in ((by_hand, batch), (mirror, batch), (exact, replace(batch, **there)))
+        for network, one in ((by_hand, batch), (mirror, batch), (exact, on_device(batch, "cpu")))
     )
     floor, apart = floor_of(want), wholly_zero(config, batch)
     errors = {"loss": (error_of(loss, want_loss), error_of(mirror_loss, want_loss))}
@@ -114,11 +113,9 @@ def check_op_precision(
         returned = getattr(pairs, f"{row.name}_backward")(**upstream, cache=cache, **buffers)
         gradients = gradients_of(row, returned)
         got = outputs | buffers | {f"d{name}": gradients[name] for name in row.returns if name in case.inputs}
-        mirrored = _together(autograd(row, there, upstream))
-        want = _together(autograd(row, _widened(case), {n: _wide(value) for n, value in upstream.items()}))
-        return {
-            name: (error_of(got[name].cpu(), want[name]), error_of(mirrored[name].cpu(), want[name])) for name in want
-        }
+        exact = autograd(row, case.mapped(_wide), {name: _wide(value) for name, value in upstream.items()})
+        mirrored, want = (outputs | gradients for outputs, gradients in (autograd(row, there, upstream), exact))
+        return {name: (error_of(got[name].cpu(), x), error_of(mirrored[name].cpu(), x)) for name, x in want.items()}
 
     # A correctly rounded output has the rounding error of its dtype; in a few draws it has none at all.
     unit = torch.finfo(dtype).eps / 2
@@ -130,18 +127,7 @@ def check_op_precision(
     return [Finding(subject, name, ratio, LOW_PRECISION_BAR) for name, ratio in ratios.items()]
 
 
-def _together(pair: tuple[dict[str, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    return pair[0] | pair[1]
-
-
 def _wide(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.double().cpu() if value.is_floating_point() else value.cpu()
     return torch.float64 if value in NAMES else value
-
-
-def _widened(case: Case) -> Case:
-    inputs, parameters, settings = (
-        {name: _wide(value) for name, value in group.items()} for group in (case.inputs, case.parameters, case.settings)
-    )
-    return Case(case.name, inputs, parameters, settings, case.unused, case.upstream)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ ODD = CustomTransformerConfig(  # all dimensions different, none a power of two
     vocab_size=17, d_model=18, n_blocks=2, n_heads=3, d_ffn=22, max_seq_len=9, precision="fp64", seed=3
 )
 ALL = slice(None)
+SomeBatch = TypeVar("SomeBatch", Batch, PairBatch, EncoderBatch, AnyBatch)
 
 
 def draw_batch(
@@ -40,29 +41,26 @@ def draw_batch(
     the largest). `lengths` of padded rows (None: the first row is full; others have length 1, 0 if sources may be
     empty, and random lengths).
     """
-    if config.network == "encoder_decoder":
-        return _draw_pair(config, B, T, min(T + 2, config.source_length) if S is None else S, lengths, seed)
-    if config.network == "encoder":
-        return _draw_sequences(config, B, T, lengths, seed)
     generator = torch.Generator().manual_seed(seed)
-    tokens, targets = _draw_tokens(config, B, T, generator)
-    device = config.get_device()
-    if not segments:
-        return Batch(tokens.to(device), targets.to(device), first_row=2)
-    place = torch.arange(T)
-    first = torch.randint(1, max(T, 2), (B, 1), generator=generator)  # start of the second document
-    documents = torch.where(place > T - 2, -1, (place >= first).long())
-    return Batch(tokens.to(device), targets.to(device), documents.to(device), first_row=2)
-
-
-def _draw_tokens(config: CustomTransformerConfig, B: int, T: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Tokens and targets (B, T)."""
+    if config.network == "encoder":
+        return on_device(_draw_sequences(config, B, T, lengths, generator), config.get_device())
     tokens = torch.randint(max(config.vocab_size - 3, 1), (B, T), generator=generator)
     targets = torch.randint(config.vocab_size, (B, T), generator=generator)
     if B * T > 2:
         targets[torch.rand((B, T), generator=generator) < 0.25] = IGNORED
         targets[0, 0] = 0
-    return tokens, targets
+    if config.network == "encoder_decoder":
+        S = min(T + 2, config.source_length) if S is None else S
+        vocab_size = config.source_vocab_size or config.vocab_size
+        source = torch.randint(max(vocab_size - 3, 1), (B, S), generator=generator)
+        pairs = PairBatch(source, _draw_lengths(lengths, B, S, 0, generator), tokens, targets, first_row=2)
+        return on_device(pairs, config.get_device())
+    documents = None
+    if segments:
+        place = torch.arange(T)
+        first = torch.randint(1, max(T, 2), (B, 1), generator=generator)  # start of the second document
+        documents = torch.where(place > T - 2, -1, (place >= first).long())
+    return on_device(Batch(tokens, targets, documents, first_row=2), config.get_device())
 
 
 def _draw_lengths(given: list[int] | None, B: int, S: int, least: int, generator: torch.Generator) -> Tensor:
@@ -73,25 +71,14 @@ def _draw_lengths(given: list[int] | None, B: int, S: int, least: int, generator
     return lengths
 
 
-def _draw_pair(
-    config: CustomTransformerConfig, B: int, T: int, S: int, lengths: list[int] | None, seed: int
-) -> PairBatch:
-    generator = torch.Generator().manual_seed(seed)
-    tokens, targets = _draw_tokens(config, B, T, generator)
-    vocab_size = config.source_vocab_size or config.vocab_size
-    source = torch.randint(max(vocab_size - 3, 1), (B, S), generator=generator)
-    source_lengths, device = _draw_lengths(lengths, B, S, 0, generator), config.get_device()
-    source, source_lengths, tokens, targets = (x.to(device) for x in (source, source_lengths, tokens, targets))
-    return PairBatch(source, source_lengths, tokens, targets, first_row=2)
-
-
-def _draw_sequences(config: CustomTransformerConfig, B: int, T: int, lengths: list[int] | None, seed: int) -> AnyBatch:
-    generator, dtype = torch.Generator().manual_seed(seed), config.get_dtype()
+def _draw_sequences(
+    config: CustomTransformerConfig, B: int, T: int, lengths: list[int] | None, generator: torch.Generator
+) -> EncoderBatch:
+    dtype, outputs = config.get_dtype(), config.n_outputs or 1
     if config.n_inputs is None:
         inputs = torch.randint(max(config.vocab_size - 3, 1), (B, T), generator=generator)
     else:
         inputs = torch.randn(B, T, config.n_inputs, generator=generator, dtype=torch.float64).to(dtype)
-    outputs = config.n_outputs or 1
     if config.predicts_numbers:
         targets = torch.randn(B, outputs, generator=generator, dtype=torch.float64).to(dtype)
         targets[torch.rand(B, outputs, generator=generator) < 0.25] = torch.nan
@@ -99,8 +86,12 @@ def _draw_sequences(config: CustomTransformerConfig, B: int, T: int, lengths: li
     else:
         targets = torch.randint(outputs, (B,), generator=generator)
         targets[2:3] = IGNORED
-    real, device = _draw_lengths(lengths, B, T, 1, generator), config.get_device()
-    return EncoderBatch(inputs.to(device), real.to(device), targets.to(device), first_row=2)
+    return EncoderBatch(inputs, _draw_lengths(lengths, B, T, 1, generator), targets, first_row=2)
+
+
+def on_device(batch: AnyBatch, device: torch.device | str) -> AnyBatch:
+    moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors_of(batch).items()}
+    return replace(batch, **moved)
 
 
 def tensors_of(batch: AnyBatch) -> dict[str, Tensor]:
@@ -109,16 +100,21 @@ def tensors_of(batch: AnyBatch) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def rows_of(batch: AnyBatch, rows: slice | Tensor, first_row: int = 0) -> AnyBatch:
+def rows_of(batch: SomeBatch, rows: slice | Tensor, first_row: int = 0) -> SomeBatch:
     """Some rows of a batch as a batch; its first row is row `first_row` of the optimizer step."""
-    changed: dict[str, Any] = {name: tensor[rows] for name, tensor in tensors_of(batch).items()}
+    changed: dict[str, Any] = {name: tensor[rows].contiguous() for name, tensor in tensors_of(batch).items()}
     return replace(batch, first_row=first_row, **changed)
+
+
+def counting(batch: AnyBatch) -> Tensor:
+    """True where a target counts, in the shape of the targets."""
+    targets = batch.targets
+    return ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
 
 
 def counted(batch: AnyBatch) -> int:
     """The number of targets that count."""
-    targets = batch.targets
-    return int((~targets.isnan() if targets.is_floating_point() else targets != IGNORED).sum())
+    return int(counting(batch).sum())
 
 
 # Gradients that are zero
@@ -139,8 +135,12 @@ def zero_by_structure(config: CustomTransformerConfig, batch: AnyBatch) -> Itera
     key, the only probability is 1, whatever the score. If no query sees a key, a cross-attention has no gradient except
     in the bias of its output, and the encoder has none at all.
     """
+    lengths = {stack: length for stack, _, length in _read_by(batch)}
     for block in block_names(config):
-        for attention, keys in _most_keys(config, batch, block):
+        most_keys = {"attention": lengths[block.partition("blocks.")[0]]}  # that one of their queries sees
+        if reads_memory(config, block):
+            most_keys["cross_attention"] = lengths["encoder."]
+        for attention, keys in most_keys.items():
             place = f"{block}.{attention}."
             if config.traits.biases:
                 yield f"{place}key.bias", "softmax ignores it", ALL
@@ -150,29 +150,13 @@ def zero_by_structure(config: CustomTransformerConfig, batch: AnyBatch) -> Itera
     yield from _unused_rows(config, batch)
 
 
-def _most_keys(config: CustomTransformerConfig, batch: AnyBatch, block: str) -> Iterator[tuple[str, int]]:
-    """The attentions of a block, and the largest number of keys that one of their queries sees."""
-    if isinstance(batch, Batch):
-        yield "attention", batch.tokens.shape[1]
-    elif isinstance(batch, EncoderBatch):
-        yield "attention", int(batch.lengths.max())
-    elif reads_memory(config, block):
-        yield "attention", batch.tokens.shape[1]
-        yield "cross_attention", int(batch.source_lengths.max())
-    else:
-        yield "attention", int(batch.source_lengths.max())
-
-
 def _unused_rows(config: CustomTransformerConfig, batch: AnyBatch) -> Iterator[tuple[str, str, Tensor | slice]]:
     """The rows of the embedding tables (tokens and positions) that a batch does not read."""
     read: dict[str, list[Tensor]] = {}  # ids, by table
-    longest: dict[str, int] = {}
     tables = tables_of(config)
     for stack, ids, length in _read_by(batch):
         table, places = tables[stack]
         read.setdefault(table, []).append(ids.flatten().cpu())
-        longest[places] = length
-    for places, length in longest.items():
         rows = config.source_length if places.startswith("source_") else config.max_seq_len
         if config.position_kind == "learned" and rows > length:
             yield places, "beyond the longest", slice(length, None) if length else ALL

@@ -42,9 +42,6 @@ class Draw:
     def ids(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self.generator)
 
-    def resized(self, B: int | None = None, T: int | None = None) -> Draw:
-        return replace(self, B=B or self.B, T=T or self.T)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -59,17 +56,19 @@ class Case:
 
     def on(self, device: torch.device) -> Case:
         """The same values on another device."""
-        groups = ({name: on_tensors(lambda x: x.to(device), value) for name, value in group.items()}
-                  for group in (self.inputs, self.parameters, self.settings, self.upstream))  # fmt: skip
-        inputs, parameters, settings, upstream = groups
-        return replace(self, inputs=inputs, parameters=parameters, settings=settings, upstream=upstream)
+        return self.mapped(lambda value: on_tensors(lambda x: x.to(device), value))
 
     def strided(self) -> Case:
         """The same values, in tensors with another memory layout."""
-        inputs = {name: _strided(tensor) for name, tensor in self.inputs.items()}
-        parameters = {name: _strided(tensor) for name, tensor in self.parameters.items()}
-        settings = {name: on_tensors(_strided, value) for name, value in self.settings.items()}
-        return Case("non-contiguous", inputs, parameters, settings, self.unused, self.upstream)
+        return replace(self.mapped(lambda value: on_tensors(_strided, value)), name="non-contiguous")
+
+    def mapped(self, function: Callable[[Any], Any]) -> Case:
+        """The case with `function` of each input, parameter and setting."""
+        inputs, parameters, settings = (
+            {name: function(value) for name, value in group.items()}
+            for group in (self.inputs, self.parameters, self.settings)
+        )
+        return replace(self, inputs=inputs, parameters=parameters, settings=settings)
 
 
 def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -30,8 +30,7 @@ def check_ops(pairs: ModuleType = ops) -> list[Finding]:
 def call(row: Row, case: Case, pairs: ModuleType) -> tuple[dict[str, Tensor], Any]:
     """Calls the forward of a pair: its outputs by name, and its cache."""
     output, cache = getattr(pairs, f"{row.name}_forward")(**case.inputs, **case.parameters, **case.settings)
-    outputs = output if isinstance(output, tuple) else (output,)
-    return dict(zip(row.outputs, outputs, strict=True)), cache
+    return row.named(output), cache
 
 
 def upstream_of(row: Row, case: Case, outputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Any]:
@@ -48,18 +47,11 @@ def upstream_of(row: Row, case: Case, outputs: dict[str, Tensor], generator: tor
 
 def autograd(row: Row, case: Case, upstream: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outputs and gradients of the mirror, by name."""
-    leaves = {
-        name: tensor.detach().clone().requires_grad_() for name, tensor in (case.inputs | case.parameters).items()
-    }
-    output = row.mirror(**leaves, **case.settings)
-    outputs = dict(zip(row.outputs, output if isinstance(output, tuple) else (output,), strict=True))
-    used = [name for name in outputs if upstream[f"d{name}"] is not None]
-    seeds = [
-        torch.as_tensor(upstream[f"d{name}"], dtype=outputs[name].dtype, device=outputs[name].device) for name in used
-    ]
-    gradients = torch.autograd.grad(
-        [outputs[name] for name in used], list(leaves.values()), seeds, materialize_grads=True
-    )
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in (case.inputs | case.parameters).items()}
+    outputs = row.named(row.mirror(**leaves, **case.settings))
+    used = {name: output for name, output in outputs.items() if upstream[f"d{name}"] is not None}
+    seeds = [torch.as_tensor(upstream[f"d{name}"], dtype=y.dtype, device=y.device) for name, y in used.items()]
+    gradients = torch.autograd.grad(list(used.values()), list(leaves.values()), seeds, materialize_grads=True)
     named = {f"d{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
     return {name: tensor.detach() for name, tensor in outputs.items()}, named
 
@@ -77,10 +69,7 @@ def other_case(case: Case, generator: torch.Generator) -> Case:
             return value._replace(key=value.key ^ 0x5DEECE66D1234567)
         return on_tensors(other_tensor, value)
 
-    inputs, parameters, settings = (
-        {name: other(value) for name, value in group.items()} for group in (case.inputs, case.parameters, case.settings)
-    )
-    return Case(case.name, inputs, parameters, settings, case.unused, case.upstream)
+    return case.mapped(other)
 
 
 def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:

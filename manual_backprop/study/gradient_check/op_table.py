@@ -6,6 +6,7 @@ A test fails while an op has no row. `op_check.py` checks a case.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ class Row:
     returns: tuple[str, ...]  # the inputs whose gradients backward returns: one tensor for all, or one for each
     mirror: Callable[..., Any]
     cases: Callable[[Draw], Iterator[Case]]  # the first is the typical one
+
+    def named(self, output: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What forward or its mirror returned, by name."""
+        return dict(zip(self.outputs, output if isinstance(output, tuple) else (output,), strict=True))
 
 
 ROWS: dict[str, Row] = {}
@@ -65,8 +70,8 @@ def token_embedding_cases(draw: Draw) -> Iterator[Case]:
 def learned_positions_cases(draw: Draw) -> Iterator[Case]:
     weight = {"weight": draw.normal(draw.T + 3, draw.D)}
     yield Case("T below max_seq_len", {"x": draw.x()}, weight)
-    yield Case("T = max_seq_len", {"x": draw.resized(T=draw.T + 3).x()}, weight)
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, weight)
+    yield Case("T = max_seq_len", {"x": draw.normal(draw.B, draw.T + 3, draw.D)}, weight)
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D)}, weight)
 
 
 @row("sinusoidal_positions")
@@ -85,10 +90,11 @@ def gain_and_bias(draw: Draw) -> dict[str, Tensor]:
     return {"weight": draw.gain(draw.D), "bias": draw.bias(draw.D)}
 
 
-def norm_cases(draw: Draw, parameters: dict[str, Tensor], removed: float) -> Iterator[Case]:
+def norm_cases(draw: Draw, drawn: Callable[[Draw], dict[str, Tensor]], removed: float) -> Iterator[Case]:
     """`removed`: a row of nothing but this number is normalized to zeros."""
+    parameters = drawn(draw)
     yield Case("typical", {"x": draw.x(2)}, parameters)
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, parameters)
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D)}, parameters)
     yield Case("one row", {"x": draw.normal(draw.D)}, parameters)
     yield Case("far from zero", {"x": draw.x() + 100}, parameters)
     yield Case("nearly zero: epsilon counts", {"x": draw.x(1e-3)}, parameters)
@@ -97,7 +103,8 @@ def norm_cases(draw: Draw, parameters: dict[str, Tensor], removed: float) -> Ite
     yield Case("another epsilon", {"x": draw.x()}, parameters, {"epsilon": 0.3})
 
 
-def residual_norm_cases(draw: Draw, parameters: dict[str, Tensor]) -> Iterator[Case]:
+def residual_norm_cases(draw: Draw, drawn: Callable[[Draw], dict[str, Tensor]]) -> Iterator[Case]:
+    parameters = drawn(draw)
     yield Case("both outputs used", {"x": draw.x(), "branch": draw.x()}, parameters)
     yield Case("total not used", {"x": draw.x(), "branch": draw.x()}, parameters, unused=("total",))
     yield Case("no branch yet", {"x": draw.x()}, parameters, {"branch": None})
@@ -105,24 +112,10 @@ def residual_norm_cases(draw: Draw, parameters: dict[str, Tensor]) -> Iterator[C
     yield Case("another epsilon", {"x": draw.x(), "branch": draw.x()}, parameters, {"epsilon": 0.3})
 
 
-@row("layer_norm")
-def layer_norm_cases(draw: Draw) -> Iterator[Case]:
-    return norm_cases(draw, gain_and_bias(draw), removed=1.0)
-
-
-@row("residual_layer_norm", outputs="total y", returns="x branch")
-def residual_layer_norm_cases(draw: Draw) -> Iterator[Case]:
-    return residual_norm_cases(draw, gain_and_bias(draw))
-
-
-@row("rms_norm")
-def rms_norm_cases(draw: Draw) -> Iterator[Case]:
-    return norm_cases(draw, gain(draw), removed=0.0)
-
-
-@row("residual_rms_norm", outputs="total y", returns="x branch")
-def residual_rms_norm_cases(draw: Draw) -> Iterator[Case]:
-    return residual_norm_cases(draw, gain(draw))
+row("layer_norm")(partial(norm_cases, drawn=gain_and_bias, removed=1.0))
+row("residual_layer_norm", "total y", "x branch")(partial(residual_norm_cases, drawn=gain_and_bias))
+row("rms_norm")(partial(norm_cases, drawn=gain, removed=0.0))
+row("residual_rms_norm", "total y", "x branch")(partial(residual_norm_cases, drawn=gain))
 
 
 # Linear
@@ -133,7 +126,7 @@ def linear_cases(draw: Draw) -> Iterator[Case]:
     weight, bias = {"weight": draw.weight(draw.F, draw.D)}, {"bias": draw.bias(draw.F)}
     yield Case("with bias", {"x": draw.x()}, weight | bias)
     yield Case("no bias", {"x": draw.x()}, weight)
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, weight | bias)
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D)}, weight | bias)
     yield Case("rows alone", {"x": draw.normal(draw.T, draw.D)}, weight | bias)
 
 
@@ -203,11 +196,8 @@ def self_attention_cases(draw: Draw) -> Iterator[Case]:
     padded = torch.where(place < draw.T - 2, documents, -1)
     dropout = Dropout(0.4, 987654321987654321, (n_heads, draw.T + 1), first=(3,))
     yield Case("documents", {"qkv": qkv}, settings={"n_heads": n_heads, "visible": Visible.within(documents)})
-    yield Case(
-        "documents, padding, dropout",
-        {"qkv": qkv},
-        settings={"n_heads": n_heads, "visible": Visible.within(padded), "dropout": dropout},
-    )
+    both = {"visible": Visible.within(padded), "dropout": dropout}
+    yield Case("documents, padding, dropout", {"qkv": qkv}, settings={"n_heads": n_heads, **both})
     yield Case("dropout", {"qkv": qkv}, settings={"n_heads": n_heads, "dropout": dropout})
     yield Case("one head", {"qkv": qkv}, settings={"n_heads": 1})
     yield Case("heads of width 1", {"qkv": qkv}, settings={"n_heads": draw.D})
@@ -312,7 +302,7 @@ row("gelu_tanh")(activation_cases)
 def bias_gelu_cases(draw: Draw) -> Iterator[Case]:
     yield Case("tanh", {"x": draw.x(2)}, {"bias": draw.bias(draw.D)})
     yield Case("exact", {"x": draw.x(2)}, {"bias": draw.bias(draw.D)}, {"tanh": False})
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x(2)}, {"bias": draw.bias(draw.D)})
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D, scale=2)}, {"bias": draw.bias(draw.D)})
     yield Case("extremes", {"x": kinks(draw)}, {"bias": draw.bias(10)})
 
 
@@ -329,7 +319,7 @@ def feed_forward_cases(draw: Draw) -> Iterator[Case]:
         yield Case(activation, {"x": draw.x()}, parameters, {"activation": activation})
     nothing_hidden = {name: torch.zeros_like(parameters[name]) for name in ("hidden_weight", "hidden_bias")}
     yield Case("relu at its kink", {"x": draw.x()}, parameters | nothing_hidden, {"activation": "relu"})
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, parameters)
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D)}, parameters)
 
 
 @row("swiglu")
@@ -343,7 +333,7 @@ def swiglu_cases(draw: Draw) -> Iterator[Case]:
 def gated_feed_forward_cases(draw: Draw) -> Iterator[Case]:
     parameters = {"gated_weight": draw.weight(2 * draw.F, draw.D), "output_weight": draw.weight(draw.D, draw.F)}
     yield Case("typical", {"x": draw.x()}, parameters)
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, parameters)
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D)}, parameters)
     yield Case("rows alone", {"x": draw.normal(draw.T, draw.D)}, parameters)
 
 
@@ -356,13 +346,13 @@ def mean_pooling_cases(draw: Draw) -> Iterator[Case]:
     lengths[-1] = 0
     yield Case("padded, one of them empty", {"x": draw.x()}, settings={"lengths": lengths})
     yield Case("all real", {"x": draw.x()}, settings={"lengths": torch.full((draw.B,), draw.T)})
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, settings={"lengths": torch.tensor([1])})
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D)}, settings={"lengths": torch.tensor([1])})
 
 
 @row("first_position")
 def first_position_cases(draw: Draw) -> Iterator[Case]:
     yield Case("typical", {"x": draw.x()})
-    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()})
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, draw.D)})
 
 
 # Loss
@@ -379,12 +369,8 @@ def loss_cases(draw: Draw) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]
     yield "another denominator", {"targets": some, "denominator": 29}, {"dloss": 0.7}, shape
     yield "denominator on the device", {"targets": some, "denominator": torch.tensor(31)}, {}, shape
     yield "label smoothing", {"targets": some, "label_smoothing": 0.15}, {}, shape
-    yield (
-        "smoothing and denominator",
-        {"targets": targets, "label_smoothing": 0.3, "denominator": 17},
-        {"dloss": -2.5},
-        shape,
-    )
+    both = {"targets": targets, "label_smoothing": 0.3, "denominator": 17}
+    yield "smoothing and denominator", both, {"dloss": -2.5}, shape
     without = targets.masked_fill(targets == 1, 0)
     yield "smoothing but for padding", {"targets": without, "label_smoothing": 0.2, "padding": 1}, {}, shape
     yield "all ignored", {"targets": torch.full(shape, IGNORED)}, {}, shape
@@ -403,13 +389,8 @@ def cross_entropy_cases(draw: Draw) -> Iterator[Case]:
 @row("linear_cross_entropy", outputs="loss")
 def linear_cross_entropy_cases(draw: Draw) -> Iterator[Case]:
     for name, settings, upstream, shape in loss_cases(draw):
-        yield Case(
-            name,
-            {"x": draw.normal(*shape, draw.D)},
-            {"weight": draw.weight(draw.V, draw.D)},
-            settings,
-            upstream=upstream,
-        )
+        inputs, parameters = {"x": draw.normal(*shape, draw.D)}, {"weight": draw.weight(draw.V, draw.D)}
+        yield Case(name, inputs, parameters, settings, upstream=upstream)
 
 
 @row("squared_error", outputs="loss", returns="outputs")

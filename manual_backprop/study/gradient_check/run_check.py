@@ -102,23 +102,15 @@ def _reduced(config: CustomTransformerConfig) -> CustomTransformerConfig:
 def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
     """The findings in float64: the loss and every gradient against the mirror, the gradients that must be zero, and the
     slope along a random direction against central differences."""
-    from .measure import AUTOGRAD_BAR, DIRECTION_BAR, Finding, error_of, errors_of
-    from .network_case import draw_batch, wholly_zero
-    from .network_check import check_zeros, direction_error, networks, step_in_place
+    from .network_case import draw_batch
+    from .network_check import check_direction, compare_step, networks, step_in_place
 
-    subject, batch = "float64", draw_batch(exact, 1, min(MOST_TOKENS, exact.max_seq_len), exact.seed)
+    batch = draw_batch(exact, 1, min(MOST_TOKENS, exact.max_seq_len), exact.seed)
     by_hand, mirror = networks(exact)
-    (want_loss, want), (loss, got) = step_in_place(mirror, batch), step_in_place(by_hand, batch)
-    errors = errors_of(got, want, wholly_zero(exact, batch))
-    del mirror, want  # frees the memory of two networks, which the direction needs next
-    return [
-        Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR),
-        *(Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()),
-        *check_zeros(subject, exact, batch, got),
-        Finding(
-            subject, "slope along a random direction", direction_error(by_hand, batch, got, exact.seed), DIRECTION_BAR
-        ),
-    ]
+    mirrored, step = step_in_place(mirror, batch), step_in_place(by_hand, batch)
+    findings = compare_step("float64", exact, batch, step, mirrored)
+    del mirror, mirrored  # frees the memory of two networks, which the direction needs next
+    return [*findings, check_direction("float64", by_hand, batch, step[1])]
 
 
 def _measure_precision(config: CustomTransformerConfig) -> Finding:

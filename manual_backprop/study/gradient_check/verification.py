@@ -1,5 +1,6 @@
 """The checks of `python -m manual_backprop.verify`: everything, or one network, as tables of findings."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,21 +34,13 @@ class Section:
     findings: list[Finding] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a table: one quantity, and its worst finding."""
-
-    group: str
-    quantity: str
-    worst: Finding
-
-
-def lines_of(section: Section) -> list[Line]:
-    """The lines of a table, in the order of their first finding. A subject is `op: case`, or a network."""
+def lines_of(section: Section) -> dict[tuple[str, str], Finding]:
+    """The lines of a table: the op (or network) and a quantity, and their worst finding; in the order of their first
+    finding. A subject is `op: case`, or a network."""
     together: dict[tuple[str, str], list[Finding]] = {}
     for finding in section.findings:
         together.setdefault((finding.subject.partition(": ")[0], finding.quantity), []).append(finding)
-    return [Line(*key, worst(findings)) for key, findings in together.items()]
+    return {key: worst(findings) for key, findings in together.items()}
 
 
 def verdict_of(sections: Sequence[Section], seconds: float) -> str:
@@ -78,9 +71,8 @@ def check_everything() -> list[Section]:
         section = Section(f"{architecture}, network={kind}, kernels={kernels}: {_sizes(ODD)}, and odd shapes")
         for name, config, batch, scale in cases(architecture):
             findings = check_network(replace(config, kernels=kernels), batch, scale)
-            section.findings += [
-                replace(f, subject=f"{architecture}: {name}", quantity=_short(f.quantity)) for f in findings
-            ]
+            subject = f"{architecture}: {name}"
+            section.findings += [replace(f, subject=subject, quantity=_short(f.quantity)) for f in findings]
         sections.append(section)
     return sections
 
@@ -96,12 +88,9 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
         sections.append(Section(title, [replace(f, quantity=_short(f.quantity)) for f in findings]))
     if config.precision == "fp64":
         return sections
-    dtype = config.get_compute_dtype()
-    ops_title = f"every op in {str(dtype).removeprefix('torch.')}: error relative to autograd's"
-    pairs = _pairs_of(config.kernels)
-    sections.append(
-        Section(ops_title, [f for row in ROWS.values() for f in check_op_precision(row, dtype, pairs=pairs)])
-    )
+    dtype, pairs = config.get_compute_dtype(), _pairs_of(config.kernels)
+    title = f"every op in {str(dtype).removeprefix('torch.')}: error relative to autograd's"
+    sections.append(Section(title, [f for row in ROWS.values() for f in check_op_precision(row, dtype, pairs=pairs)]))
     draws, rows = (3, 1) if parameter_count(config) > LARGE else (8, 4)
     for scale in ("proof", "initial"):
         title = f"{_named(config)}, {config.precision}, {scale} scale: error relative to autograd's"
@@ -147,6 +136,4 @@ def _sizes(config: CustomTransformerConfig) -> str:
 
 def _short(quantity: str) -> str:
     """The quantity without the name of the worst tensor, which differs between cases."""
-    return (
-        quantity.partition(", worst ")[0] if " by name" not in quantity else " ".join(quantity.split()[1:4]).rstrip(",")
-    )
+    return re.sub(r"^\d+ |, worst .*", "", quantity)

@@ -69,9 +69,7 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _beside(row: Row) -> str:
-    if row.of is None:
-        return _cell(row.autograd)
-    return f"<small>of</small> <code>{escape(row.of.text)}</code>"
+    return f"<small>of</small> <code>{escape(row.of.text)}</code>" if row.of is not None else _cell(row.autograd)
 
 
 def _cell(statement: Statement | None) -> str:

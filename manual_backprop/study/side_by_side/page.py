@@ -110,16 +110,13 @@ def _of_network(name: str) -> Section:
     by_hand, mirror = getattr(CustomTransformer, name), getattr(TorchTransformer, name)
     forward, backward = statements_of(by_hand), []
     if name.endswith("_forward"):
-        function = getattr(CustomTransformer, f"{name.removesuffix('_forward')}_backward")
-        backward = statements_of(function)
+        backward = statements_of(getattr(CustomTransformer, f"{name.removesuffix('_forward')}_backward"))
     else:  # a whole step holds forward and backward
         calls = [place for place, statement in enumerate(forward) if "_backward(" in statement.text]
         turn = min(calls, default=len(forward))
         forward, backward = forward[:turn], forward[turn:]
-    rows = aligned(forward, statements_of(mirror))
-    return Section(
-        name, _first_sentence(by_hand), (_file_of(by_hand), _file_of(mirror)), rows, backward_rows(backward, rows)
-    )
+    rows, files = aligned(forward, statements_of(mirror)), (_file_of(by_hand), _file_of(mirror))
+    return Section(name, _first_sentence(by_hand), files, rows, backward_rows(backward, rows))
 
 
 def _of_pair(name: str) -> Section:

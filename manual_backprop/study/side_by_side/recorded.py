@@ -1,12 +1,13 @@
 """What autograd records when a mirror runs, and what is kept for the backward pass: by autograd, and by hand."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ... import ops
 from ..gradient_check import ROWS, Draw, cases_of
@@ -43,25 +44,13 @@ def recorded(name: str) -> Recorded:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = row.mirror(**leaves, **case.settings)
-    outputs = output if isinstance(output, tuple) else (output,)
-    parameters = [leaves[k] for k in case.parameters]
-    nodes = _nodes(outputs)
+        outputs = row.named(row.mirror(**leaves, **case.settings))
+    nodes = _nodes(outputs.values())
     computing = [node for node in nodes if not MOVES.fullmatch(node)]
-    return Recorded(
-        tuple(computing),
-        len(nodes) - len(computing),
-        _numbers(list(_tensors(cache)), list(case.parameters.values())),
-        _numbers(saved, parameters),
-    )
-
-
-def _tensors(cache: Any) -> Iterator[Tensor]:
-    if isinstance(cache, Tensor):
-        yield cache
-    elif isinstance(cache, tuple):
-        for part in cache:
-            yield from _tensors(part)
+    cached = [part for part in tree_leaves(cache) if isinstance(part, Tensor)]
+    kept_by_hand = _numbers(cached, list(case.parameters.values()))
+    kept_by_autograd = _numbers(saved, [leaves[k] for k in case.parameters])
+    return Recorded(tuple(computing), len(nodes) - len(computing), kept_by_hand, kept_by_autograd)
 
 
 def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
@@ -72,7 +61,7 @@ def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
     return sum(there.values())
 
 
-def _nodes(outputs: tuple[Tensor, ...]) -> list[str]:
+def _nodes(outputs: Iterable[Tensor]) -> list[str]:
     """The nodes that compute, without those that only add into a leaf's gradient."""
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     found: dict[Any, int] = {}

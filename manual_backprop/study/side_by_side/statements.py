@@ -8,6 +8,7 @@ import textwrap
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 RECORDS = re.compile(r"(self\.recorder|self\._recording|record)\(|record = ")  # statements that only record
@@ -92,9 +93,6 @@ def _head(node: ast.stmt, lines: list[str]) -> str:
 
 
 def _comment_above(node: ast.stmt, lines: list[str]) -> str:
-    above: list[str] = []
-    for line in reversed(lines[: node.lineno - 1]):
-        if not line.strip().startswith("#"):
-            break
-        above.insert(0, line.strip())
-    return " ".join([line if n == 0 else line.lstrip("# ") for n, line in enumerate(above)])
+    upwards = (line.strip() for line in reversed(lines[: node.lineno - 1]))
+    above = list(takewhile(lambda line: line.startswith("#"), upwards))[::-1]
+    return " ".join([*above[:1], *(line.lstrip("# ") for line in above[1:])])

@@ -122,7 +122,7 @@ def answer(end: Connection, case: Case, group: Group | None) -> None:
             return iter(batches)
 
     keep_freed_memory()
-    network: Network = build(SUBJECT, case).network  # type: ignore[attr-defined]
+    network: Network = build(SUBJECT, case).network  # type: ignore[union-attr]
     optimizer = sharded(network.adamw(**ADAMW, epsilon=EPSILON), network)
     ways: dict[str, Reduction] = {"one process": Reduction(), "not added up": Reduction()}
     if group is not None:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from ....common.errors import CheckFailedError, first_line
 from ....config.schema import CustomTransformerConfig
-from .. import rows
-from ..ablations import WITHOUT, ablated
+from .. import ablations, rows
+from ..ablations import WITHOUT
 from ..cases import CASES, GRAPHS, SUBJECT, Case, network_of
 from ..measurement import Measurement, measure
 from ..page import as_json
@@ -70,7 +70,7 @@ def comparison(setting: Setting) -> Part:
 
 def plan(setting: Setting, memory: int | None) -> list[Planned]:
     """The measurements, the most important first. `memory`: that of the GPU [bytes], or None."""
-    found, subject = cases(setting), subject_of(setting)
+    found, subject = cases(setting), TRIED[0] if setting.small else SUBJECT
     planned = []
     for name, case in found.items():
         peers = TRIED[1:] if setting.small else PEERS if name == "G1" else OF_SMALL_ONES
@@ -105,10 +105,6 @@ def fitting(case: Case, memory: int | None, n_rows: int, of_a_sequence: float) -
     return case if size == case.batch_size else replace(case, batch_size=size, bar=None)
 
 
-def subject_of(setting: Setting) -> str:
-    return TRIED[0] if setting.small else SUBJECT
-
-
 def _measured(title: str, case: Case, names: Sequence[str], until: float) -> Table:
     if time.monotonic() >= until:
         return Table(title, (), remarks=["not measured: the time was over"])
@@ -121,14 +117,8 @@ def _measured(title: str, case: Case, names: Sequence[str], until: float) -> Tab
 
 
 def work(end: Connection, name: str, case: Case) -> None:
-    """`rows.work` of a row, or of the subject without an optimization."""
-    if name.startswith(WITHOUT):
-        subject = TRIED[0] if case.config.device == "cpu" else SUBJECT
-        rows.prepare(subject, case)
-        with ablated(OPTIMIZATIONS[name.removeprefix(WITHOUT)]):
-            rows.work(end, subject, case)
-    else:
-        rows.work(end, name, case)
+    """A process of the bench, with the optimizations of a GPU."""
+    ablations.work(end, name, case, OPTIMIZATIONS, TRIED[0] if case.config.device == "cpu" else SUBJECT)
 
 
 def table_of(title: str, measured: Measurement) -> Table:
@@ -138,19 +128,13 @@ def table_of(title: str, measured: Measurement) -> Table:
         data=as_json(measured),
         failures=list(measured.disagreeing.values()),
     )
-    for row in (measured.subject, measured.again, *list(measured.rows.values())[1:]):
+    for row in measured.in_order:
         low, middle, high = measured.time_ratio(row)
         peak = None if row.peak_bytes is None else row.peak_bytes / 2**30
-        table.rows.append(
-            (
-                *(row.name, 1e3 * row.median, measured.case.tokens / row.median, middle, low, high, peak),
-                *(measured.share_of_limit(row), row.first_seconds),
-            )
-        )
-    table.remarks = [
-        f"noise {measured.noise:.1%}; {len(measured.subject.seconds)} turns of each row",
-        *measured.remarks,
-    ]
+        cells = row.name, 1e3 * row.median, measured.case.tokens / row.median, middle, low, high, peak
+        table.rows.append((*cells, measured.share_of_limit(row), row.first_seconds))
+    turns = f"noise {measured.noise:.1%}; {len(measured.subject.seconds)} turns of each row"
+    table.remarks = [turns, *measured.remarks]
     table.remarks += [f"{name} was left out: {reason}" for name, reason in measured.left_out.items()]
     peer = measured.fastest_peer
     if peer is not None and (bar := measured.case.bar) is not None:

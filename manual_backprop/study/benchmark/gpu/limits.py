@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ....models.flops import flops_per_token
+from ...paired_timing import seconds_of
 from ..cases import Case
 from ..products import ProductsOfAStep
 from .comparison import cases
@@ -55,14 +55,14 @@ def measure(item: Item, setting: Setting) -> list[tuple[str, float, float, str]]
 def copy(device: torch.device, size: int) -> tuple[str, float, float, str]:
     x = torch.ones(size, device=device)
     y = torch.empty_like(x)
-    seconds = seconds_of(lambda: y.copy_(x), device)
+    seconds = median_seconds(lambda: y.copy_(x), device)
     return f"copy of {size:,} numbers in fp32", 1e3 * seconds, 8e-12 * size / seconds, "TB/s, read and written"
 
 
 def product(device: torch.device, size: int) -> tuple[str, float, float, str]:
     x, y = torch.randn(2, size, size, device=device).bfloat16()
     result = torch.empty_like(x)
-    seconds = seconds_of(lambda: torch.mm(x, y, out=result), device)
+    seconds = median_seconds(lambda: torch.mm(x, y, out=result), device)
     return f"product of {size} x {size} in bf16", 1e3 * seconds, 2e-12 * size**3 / seconds, "TFLOP/s"
 
 
@@ -71,12 +71,8 @@ def products(case: Case) -> tuple[str, float, float, str]:
     steps.step()
     seconds = statistics.median(steps.seconds(1) for _ in range(TIMES))
     flops = flops_per_token(case.config, case.config.max_seq_len) * case.tokens
-    return (
-        f"all products of a step of {case.name}, B={case.batch_size}",
-        1e3 * seconds,
-        1e-12 * flops / seconds,
-        "TFLOP/s",
-    )
+    what = f"all products of a step of {case.name}, B={case.batch_size}"
+    return what, 1e3 * seconds, 1e-12 * flops / seconds, "TFLOP/s"
 
 
 def attention(backend: str, case: Case, device: torch.device) -> list[tuple[str, float, float, str]]:
@@ -92,8 +88,8 @@ def attention(backend: str, case: Case, device: torch.device) -> list[tuple[str,
         def forward() -> torch.Tensor:
             return scaled_dot_product_attention(query, key, value, is_causal=True)
 
-        ahead = seconds_of(forward, device)
-        both = seconds_of(lambda: torch.autograd.grad(forward(), leaves, dcontext), device)
+        ahead = median_seconds(forward, device)
+        both = median_seconds(lambda: torch.autograd.grad(forward(), leaves, dcontext), device)
     name = f"{backend.partition('_')[0].lower()} attention of a block of {case.name}"
     back = max(both - ahead, 1e-9)
     return [
@@ -102,15 +98,7 @@ def attention(backend: str, case: Case, device: torch.device) -> list[tuple[str,
     ]
 
 
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+def median_seconds(run: Callable[[], object], device: torch.device) -> float:
     """The median of some runs, after one that does not count."""
-
-    def once() -> float:
-        begin = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - begin
-
-    once()
-    return statistics.median(once() for _ in range(TIMES))
+    seconds_of(run, device)
+    return statistics.median(seconds_of(run, device) for _ in range(TIMES))

@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from ..ablations import Binding, Optimization
+from ..ablations import Binding, Optimization, loss_by_halves, rebound, textbook_adamw
 
-ROOM = "manual_backprop.kernels.cuda"
+ROOM = "kernels.cuda"
 
 
 def _without_graph() -> list[Binding]:
-    from ....models import training_step
+    from ....models.training_step import TrainingStep
 
-    return [(training_step, "TrainingStep", partial(training_step.TrainingStep, graph=False))]
-
-
-def _without_triton() -> list[Binding]:
-    from ....kernels.cuda import triton
-
-    return [(triton, "installed", lambda: False)]
-
-
-def _textbook_adamw() -> list[Binding]:
-    from ....kernels.cuda import optimizers
-    from ....optim.optimizers import AdamW
-
-    return [(optimizers, "AdamW", AdamW)]
-
-
-def _loss_by_halves() -> list[Binding]:
-    """`linear_cross_entropy` as a forward and then a backward."""
-    from .... import ops
-    from ....kernels import cuda
-    from ....ops.numerics import no_record
-
-    def linear_cross_entropy(
-        *inputs: Any, padding: int | None = None, dloss: Any = 1.0, record: Any = no_record
-    ) -> Any:
-        x, weight, targets, denominator, smoothing, dweight = inputs
-        settings = targets, denominator, smoothing, padding
-        loss, cache = ops.linear_cross_entropy_forward(x, weight, *settings, record=record)
-        return loss, ops.linear_cross_entropy_backward(dloss, cache, dweight, record=record)
-
-    return [(cuda, "linear_cross_entropy", linear_cross_entropy)]
+    return rebound("models.training_step", TrainingStep=partial(TrainingStep, graph=False))()
 
 
 OPTIMIZATIONS = {
@@ -55,7 +24,7 @@ OPTIMIZATIONS = {
     "triton": Optimization(
         "kernels/cuda/triton/",
         "One launch for a chain of operations; without it, launches of PyTorch.",
-        without=_without_triton,
+        without=rebound("kernels.cuda.triton", installed=lambda: False),
     ),
     "attention": Optimization(
         "kernels/cuda/attention.py",
@@ -66,7 +35,7 @@ OPTIMIZATIONS = {
     "loss": Optimization(
         "kernels/cuda/loss.py",
         "The loss and its gradient in place, in chunks of rows: no N V numbers are kept.",
-        without=_loss_by_halves,
+        without=loss_by_halves(ROOM, "ops"),
     ),
     "feed-forward": Optimization(
         "kernels/cuda/feed_forward.py",
@@ -90,6 +59,6 @@ OPTIMIZATIONS = {
     "adamw": Optimization(
         "kernels/cuda/optimizers.py, kernels/cuda/triton/adamw.py",
         "One launch over all parameters, which also writes the bfloat16 weights.",
-        without=_textbook_adamw,
+        without=textbook_adamw(ROOM),
     ),
 }

@@ -58,5 +58,4 @@ def _is_of_the_gpu(error: Exception) -> bool:
     """Whether this process can no longer use the GPU, as after an access to an invalid address."""
     import torch
 
-    kinds = tuple(kind for kind in (getattr(torch, "AcceleratorError", None),) if kind is not None)
-    return isinstance(error, kinds) or "CUDA error" in str(error)
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ....common.durable_files import storage_errors, write_atomically
 from ....common.errors import CheckFailedError
@@ -99,15 +98,7 @@ def _write(folder: Path, machine: dict[str, str], done: dict[str, Done]) -> None
         lines += [f"## ({name}) {part.about}", "", f"{part.seconds:.0f} s.", ""]
         lines += [f"**This part failed: {part.failure}**", ""] if part.failure else []
         lines += [table.markdown() for table in part.tables]
-    parts: dict[str, Any] = {
-        name: {
-            "about": part.about,
-            "seconds": part.seconds,
-            "failure": part.failure,
-            "tables": [table.as_json() for table in part.tables],
-        }
-        for name, part in done.items()
-    }
+    parts = {name: vars(part) | {"tables": [table.as_json() for table in part.tables]} for name, part in done.items()}
     content = {"version": VERSION, "machine": machine, "parts": parts}
     with storage_errors(f"write into {folder}"):
         write_atomically(folder / "results.md", "\n".join(lines).encode())

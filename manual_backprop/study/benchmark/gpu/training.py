@@ -22,6 +22,8 @@ from ....models.network import Network
 from ....models.training_step import TrainingStep
 from ....ops import cross_entropy_forward
 from ....optim.schedule import learning_rate
+from ...paired_timing import wait_for
+from ..cases import MEDIUM, SMALL
 from .processes import Failed, each
 from .tables import Part, Setting, Table
 
@@ -39,41 +41,17 @@ class Training:
 
 
 TRAININGS = (
-    Training(
-        "README, CPU: 4 blocks of 128",
-        {"n_blocks": 4, "n_heads": 4, "d_model": 128, "d_ffn": 512, "max_seq_len": 64, "dropout": 0.0},
-        batch_size=12,
-        steps=2000,
-        readme=1.88,
-    ),
-    Training(
-        "README, GPU: 6 blocks of 384",
-        {"n_blocks": 6, "n_heads": 6, "d_model": 384, "d_ffn": 1536, "max_seq_len": 256, "dropout": 0.2},
-        batch_size=64,
-        steps=5000,
-        readme=1.4697,
-    ),
+    Training("README, CPU: 4 blocks of 128", SMALL | {"dropout": 0.0}, batch_size=12, steps=2000, readme=1.88),
+    Training("README, GPU: 6 blocks of 384", MEDIUM | {"dropout": 0.2}, batch_size=64, steps=5000, readme=1.4697),
 )
-TINY = Training(
-    "tiny",
-    {"n_blocks": 1, "n_heads": 2, "d_model": 16, "d_ffn": 32, "max_seq_len": 8, "dropout": 0.1},
-    batch_size=4,
-    steps=40,
-    readme=0.0,
-)
+TINY_SIZES = {"n_blocks": 1, "n_heads": 2, "d_model": 16, "d_ffn": 32, "max_seq_len": 8, "dropout": 0.1}
+TINY = Training("tiny", TINY_SIZES, batch_size=4, steps=40, readme=0.0)
 
 
 def training(setting: Setting) -> Part:
     columns = (
-        "setting",
-        "steps",
-        "seconds",
-        "ms a step",
-        "tokens/s",
-        "loss",
-        "best loss",
-        "at step",
-        "nanoGPT's README",
+        *("setting", "steps", "seconds", "ms a step", "tokens/s"),
+        *("loss", "best loss", "at step", "nanoGPT's README"),
     )
     table = Table("Characters of the given text, bf16_mixed", columns)
     if not setting.text:
@@ -103,16 +81,9 @@ def train(one: Training, setting: Setting) -> tuple[int, float, dict[int, float]
     device = torch.device(setting.device)
     tokens = torch.tensor([numbers[character] for character in text]).to(device)
     learned, held_out = tokens[: len(tokens) * 9 // 10], tokens[len(tokens) * 9 // 10 :]
-    config = CustomTransformerConfig.of(
-        {
-            **one.sizes,
-            "vocab_size": len(characters),
-            "precision": "bf16_mixed",
-            "device": str(device),
-            "kernels": "fused",
-            "compile": "never" if device.type == "cpu" else "auto",
-        }
-    )
+    settings = {"vocab_size": len(characters), "precision": "bf16_mixed", "device": str(device), "kernels": "fused"}
+    compiles = {"compile": "never" if device.type == "cpu" else "auto"}
+    config = CustomTransformerConfig.of({**one.sizes, **settings, **compiles})
     network = build_network("custom", config)
     step = TrainingStep(network, network.adamw(0.1, (0.9, 0.99), 1e-8), max_grad_norm=1.0)
     batches = random_batches(learned, one.batch_size, config.max_seq_len)
@@ -126,8 +97,7 @@ def train(one: Training, setting: Setting) -> tuple[int, float, dict[int, float]
             number += 1
             rate = learning_rate("cosine", number, max_steps=one.steps, peak=PEAK, floor=FLOOR, warmup_steps=warm_up)
             step([next(batches)], counted, rate, number)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         seconds += time.perf_counter() - begin
         losses[number] = held_out_loss(network, held_out, one.batch_size, config.max_seq_len)
     return number, seconds, losses
