@@ -210,9 +210,9 @@ class CheckpointManager:
     ) -> Checkpoint:
         """Load a checkpoint (None: the latest) into `model`, and its moments into `optimizer`.
 
-        Returns the checkpoint, whose `state` has what `save_checkpoint` was given. Raises InputError for what is no
-        model or no optimizer of one, CheckpointError for a checkpoint that is damaged, or of another network or
-        optimizer: then neither model nor optimizer is changed.
+        Returns the checkpoint, whose `state` has what `save_checkpoint` was given. Another precision is converted,
+        and a line of the log says so. Raises InputError for what is no model or no optimizer of one, CheckpointError for
+        a checkpoint that is damaged, or of another network or optimizer: then neither model nor optimizer is changed.
         """
         _check_restorable(model, optimizer)
         checkpoint = self.load(path)

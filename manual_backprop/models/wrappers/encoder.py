@@ -119,5 +119,6 @@ class EncoderWrapper(NetworkWrapper):
     @classmethod
     def from_checkpoint(cls, path: str | Path, **changes: Any) -> Self:
         """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
-        the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
+        the parameters do not depend on, `device="cpu"` for example; another precision converts it, and a line of the
+        log says so. Raises CheckpointError, and ConfigError for `changes` that no network can have."""
         return cls._of_checkpoint(path, changes)
