@@ -30,7 +30,7 @@ It needs only the checkpoint, not the data that the model was trained on. A line
 
 --file takes JSON lines (.jsonl, .ndjson), a table with a heading (.csv, .tsv), whose columns have the same names as in
 the training data, or plain text with an input in each line. Stdin (-) is JSON lines if the first line begins with {{,
-otherwise plain text."""
+otherwise plain text. Rows of a Parquet file must be written as one of these first."""
 
 EPILOG = """\
 Examples
@@ -78,6 +78,11 @@ def _lines(file: Iterable[bytes], place: str) -> Iterator[bytes]:
 
 def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
     for number, line in enumerate(file, 1):
+        if number == 1 and line.startswith(b"PAR1"):
+            raise InputError(
+                f"{where} is a Parquet file, and --file reads text: JSON lines, CSV, TSV, or an input in each line. "
+                "Write its rows as one of these, as with pandas: read_parquet(FILE).to_csv(NEW_FILE, index=False)"
+            )
         try:
             yield line.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
         except UnicodeDecodeError as error:

@@ -167,9 +167,9 @@ class CheckpointManager:
     def _chosen(self, path: str | Path | None) -> Path:
         chosen = self.latest() if path is None else Path(path)
         if chosen is None:
-            raise CheckpointError(
-                f"{self.directory} holds no checkpoint: nothing was saved yet{self._set_aside_hint()}"
-            )
+            aside = sorted((self.directory / SUPERSEDED).glob("step-*"), key=step_of)
+            hint = f" (set aside earlier: {aside[-1]})" if aside else ""
+            raise CheckpointError(f"{self.directory} holds no checkpoint: nothing was saved yet{hint}")
         return chosen
 
     @contextmanager
@@ -210,9 +210,9 @@ class CheckpointManager:
     ) -> Checkpoint:
         """Load a checkpoint (None: the latest) into `model`, and its moments into `optimizer`.
 
-        Returns the checkpoint, whose `state` has what `save_checkpoint` was given. Raises InputError for what is no
-        model or no optimizer of one, CheckpointError for a checkpoint that is damaged, or of another network or
-        optimizer: then neither model nor optimizer is changed.
+        Returns the checkpoint, whose `state` has what `save_checkpoint` was given. Another precision is converted,
+        and a line of the log says so. Raises InputError for no model or no optimizer of one, CheckpointError for
+        a checkpoint that is damaged, or of another network or optimizer: then neither model nor optimizer is changed.
         """
         _check_restorable(model, optimizer)
         checkpoint = self.load(path)
@@ -320,10 +320,6 @@ class CheckpointManager:
         sync_directory(aside.parent)
         sync_directory(self.directory)
         return aside
-
-    def _set_aside_hint(self) -> str:
-        aside = sorted((self.directory / SUPERSEDED).glob("step-*"), key=step_of)
-        return f" (set aside earlier: {aside[-1]})" if aside else ""
 
     def _remove_unneeded(self) -> None:
         """Remove checkpoints that need not be kept; a failure is ignored, since it costs only space."""
@@ -466,8 +462,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors[file.stem] = load_file(file, device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
-    named = {"metric_name": str(state.get("metric_name", METRIC))}
-    return Checkpoint(path, state["step"], state["metric"], tensors, state["state"], **named)
+    metric_name = str(state.get("metric_name", METRIC))
+    return Checkpoint(path, state["step"], state["metric"], tensors, state["state"], metric_name)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import InputError, StorageError
 
@@ -63,18 +64,25 @@ def sync_directory(path: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file's content as a whole, or leave it unchanged. Raises StorageError."""
+    with storage_errors(f"write {path}"), atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write, which replaces `path` at the end and is deleted after an exception. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
-    with storage_errors(f"write {path}"):
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-            sync_directory(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)  # it is still there after an exception
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_directory(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def refuse_used(target: Path) -> None:

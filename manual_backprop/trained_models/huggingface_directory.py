@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 RECORD = "manual_backprop.json"
 RECORD_VERSION = 1
+DOWNLOADED = [CONFIG, "*.safetensors", INDEX, *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 WITHOUT_HUB = (
     "Go online once (HF_HUB_OFFLINE must not be set), or download it where there is a network, with `hf download "
@@ -52,46 +53,29 @@ def local_folder(which: str) -> Path:
         raise InputError(f"{which} is a file: give the folder that holds {CONFIG} and {WEIGHTS}")
     if path.is_dir():
         return path
-    looks_like_a_path = which.startswith((".", "/", "~")) or which.count("/") > 1 or not which or which.endswith("/")
-    if looks_like_a_path or not all(
-        part.replace("-", "").replace("_", "").replace(".", "") for part in which.split("/")
-    ):
-        raise InputError(f"there is no folder {which!r}, and it is not the name of a model on the hub (OWNER/NAME)")
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(which)
+    except HFValidationError as error:
+        raise InputError(
+            f"there is no folder {which!r}, and it is not the name of a model on the hub (OWNER/NAME)"
+        ) from error
     return _downloaded(which)
 
 
 def _downloaded(name: str) -> Path:
-    from manual_backprop.data.sources.hub import HubUnavailable, hub_access
+    from huggingface_hub import snapshot_download
 
-    try:
-        with hub_access():
-            from huggingface_hub import snapshot_download
-            from huggingface_hub.errors import LocalEntryNotFoundError
+    from manual_backprop.data.sources.hub import hub_download
 
-            patterns = [
-                CONFIG,
-                "*.safetensors",
-                INDEX,
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "vocab.json",
-                "merges.txt",
-            ]
-            try:
-                return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
-            except (LocalEntryNotFoundError, ConnectionError) as error:
-                raise HubUnavailable(
-                    f"{name} is not a folder here; as a model of the hub it was not downloaded before, and the hub "
-                    f"cannot be reached. {WITHOUT_HUB.format(name=name)}"
-                ) from error
-    except InputError:
-        raise
-    except Exception as error:  # the library has a class for each failure: no access, a wrong name
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{name} is not a folder here, and cannot be downloaded from the hub: {reason} If it is yours or gated, "
-            "log in with `hf auth login`."
-        ) from error
+    missing = (
+        f"{name} is not a folder here; as a model of the hub it was not downloaded before, and the hub cannot be "
+        f"reached. {WITHOUT_HUB.format(name=name)}"
+    )
+    failed = f"{name} is not a folder here, and cannot be downloaded from the hub:"
+    with hub_download(missing, failed, " If it is yours or gated, log in with `hf auth login`."):
+        return Path(snapshot_download(name, allow_patterns=DOWNLOADED, ignore_patterns=["*/*"]))
 
 
 def read_network(folder: Path) -> CustomTransformerConfig:

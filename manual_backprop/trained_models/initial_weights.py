@@ -7,7 +7,7 @@ of other kinds are computed. Imports no torch before weights are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,9 @@ def load_initial_weights(network: Network, which: str, digests: Mapping[str, str
     (`Task.digests`). Raises ConfigError with everything that does not fit.
     """
     model = initial_model(which, outputs)
-    problems = list(_differences(network.config, model))
+    wanted, theirs = _values_of(network.config), model.values()  # rotary_base only if both have rotary positions
+    both = (key for key in wanted if key in theirs)
+    problems = [_difference(key, wanted[key], model) for key in both if not model.fits(key, wanted[key])]
     if model.tokenizer is not None:
         from manual_backprop.data.tokens.tokenizer import load_tokenizer
 
@@ -133,12 +135,6 @@ def load_initial_weights(network: Network, which: str, digests: Mapping[str, str
     if table is not None:
         parameters["position_embedding.weight"] = table[: network.config.max_seq_len]
     network.load_parameters(parameters)
-
-
-def _differences(config: CustomTransformerConfig, model: InitialModel) -> Iterator[str]:
-    wanted, theirs = _values_of(config), model.values()
-    both = (key for key in wanted if key in theirs)  # rotary_base only if both have rotary positions
-    return (_difference(key, wanted[key], model) for key in both if not model.fits(key, wanted[key]))
 
 
 def _difference(key: str, value: Any, model: InitialModel) -> str:

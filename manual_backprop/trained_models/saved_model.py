@@ -76,9 +76,7 @@ class SavedModel:
     @property
     def task_name(self) -> str:
         """The task of the run that saved it; language_model for older runs and for models that a program saved."""
-        config = self.state.get("config")
-        group = config.get("task") if isinstance(config, Mapping) else None
-        return str(group.get("name")) if isinstance(group, Mapping) else "language_model"
+        return _recorded(self.state, "task") or "language_model"
 
     @property
     def usage_hint(self) -> str:
@@ -255,7 +253,10 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
 
 def load_found(found: Found, device: str = "auto") -> SavedModel:
     """Load the model that `find` has found. It writes nothing. Raises CheckpointError."""
-    _check_device(device)
+    from manual_backprop.common.machine import compute_capabilities
+
+    if device == "cuda" and not compute_capabilities():
+        raise InputError("--device cuda: no NVIDIA GPU can be used on this machine; leave it out")
     manager = CheckpointManager(found.checkpoint.parent)
     lies_in_a_run = found.run is not None and found.checkpoint.parent.name == "checkpoints"
     if is_exported(found.checkpoint):
@@ -271,7 +272,7 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
     from manual_backprop.models.wrappers.building import build_wrapper
     from manual_backprop.models.wrappers.wrapper import saved_network
 
-    implementation = _implementation(saved.state)
+    implementation = _recorded(saved.state, "implementation") or "custom"  # the latter if a program saved the model
     if implementation not in IMPLEMENTATIONS:
         raise CheckpointError(
             f"{found.checkpoint} was trained with implementation={implementation}, which this version does not have; "
@@ -287,15 +288,8 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
     return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state, saved.metric_name)
 
 
-def _implementation(state: Mapping[str, Any]) -> str:
-    """The implementation that the run recorded; custom for a model that a program saved."""
+def _recorded(state: Mapping[str, Any], group: str) -> str | None:
+    """The name that the run's config has in a group; None for a model that a program saved."""
     config = state.get("config")
-    group = config.get("implementation") if isinstance(config, Mapping) else None
-    return str(group.get("name")) if isinstance(group, Mapping) else "custom"
-
-
-def _check_device(device: str) -> None:
-    from manual_backprop.common.machine import compute_capabilities
-
-    if device == "cuda" and not compute_capabilities():
-        raise InputError("--device cuda: no NVIDIA GPU can be used on this machine; leave it out")
+    chosen = config.get(group) if isinstance(config, Mapping) else None
+    return str(chosen.get("name")) if isinstance(chosen, Mapping) else None

@@ -4,6 +4,7 @@ BPE uses the `tokenizers` library already. Byte and character tokenizers are reb
 ids for every text. One thing differs in `transformers`: a text that spells the end token becomes that token.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,7 @@ from typing import Any
 import tokenizers
 
 from ..common.errors import InputError
-from ..data.tokens.tokenizer import FILE_NAME, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-
-END_TOKEN = "<eos>"
+from ..data.tokens.tokenizer import END_TOKEN, FILE_NAME, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> None:
@@ -45,19 +44,15 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
 def _of_bytes(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
     """A byte tokenizer as BPE without merges."""
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    vocabulary = {_letter_of(byte): byte for byte in range(256)} | {END_TOKEN: tokenizer.end_token_id}
+    # the characters for bytes in GPT-2's vocabulary: themselves if printable, otherwise those from U+0100 on, in order
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = itertools.count(0x100)
+    vocabulary = {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
+    vocabulary[END_TOKEN] = tokenizer.end_token_id
     rebuilt = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     rebuilt.pre_tokenizer, rebuilt.decoder = level, tokenizers.decoders.ByteLevel()
     rebuilt.add_special_tokens([END_TOKEN])
     return rebuilt
-
-
-def _letter_of(byte: int) -> str:
-    """The character for a byte in GPT-2's vocabulary: itself if printable, otherwise one from U+0100 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    if byte in printable:
-        return chr(byte)
-    return chr(0x100 + [other for other in range(256) if other not in printable].index(byte))
 
 
 def _of_characters(tokenizer: CharTokenizer) -> tokenizers.Tokenizer:

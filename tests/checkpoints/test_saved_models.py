@@ -70,6 +70,37 @@ def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     assert torch.equal(values(models[1]), before)
 
 
+def test_another_precision_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wide = CustomTransformerWrapper(**SIZES, precision="fp64")
+    optimizer = wide.network.adamw(0.1, (0.9, 0.99), 1e-8)
+    checkpoints = CheckpointManager(tmp_path)
+    path = checkpoints.save_checkpoint(wide, optimizer=optimizer)
+    checkpoints.load_checkpoint(wide, optimizer=optimizer)
+    assert not caplog.messages
+    narrow = CustomTransformerWrapper(**SIZES)
+    loads = (
+        lambda: checkpoints.load_checkpoint(narrow, optimizer=narrow.network.adamw(0.1, (0.9, 0.99), 1e-8)),
+        lambda: narrow.load_checkpoint(path),
+        lambda: CustomTransformerWrapper.from_checkpoint(path, precision="fp32"),
+    )
+    for load in loads:
+        caplog.clear()
+        load()
+        (line,) = caplog.messages
+        assert line.startswith(f"{path} was saved with precision=fp64 and is loaded with precision=fp32: ")
+    assert torch.equal(values(narrow), values(wide).float())
+
+
+def test_the_state_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """It repeated the step as `training_steps`."""
+    model, other = (CustomTransformerWrapper(**SIZES, seed=seed) for seed in (0, 1))
+    tensors, state = model.tensors_and_state()
+    assert "training_steps" not in state
+    CheckpointManager(tmp_path).save(5, tensors, state | {"training_steps": 5})
+    assert CheckpointManager(tmp_path).load_checkpoint(other).step == other.step == 5
+    assert torch.equal(values(other), values(model))
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     checkpoints, model = CheckpointManager(tmp_path), CustomTransformerWrapper(**SIZES)
     for wrong in (model.network, torch.nn.Linear(2, 2), CustomTransformerWrapper):

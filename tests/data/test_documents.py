@@ -21,13 +21,13 @@ from manual_backprop.data.sources.spool import Spool
 
 
 def text_documents(path: Path) -> list[tuple[str, str]]:
-    rows = list(TextFiles(path).documents())
+    rows = list(TextFiles(path).rows())
     return [(row.name, row.text) for row in rows if isinstance(row, Document)]
 
 
 @pytest.fixture(scope="module")
 def python_docs() -> list[Document]:
-    return list(PythonDocs().documents())
+    return list(PythonDocs().rows())
 
 
 def module(source: str, name: str = "folder/part.py") -> list[Document]:
@@ -71,7 +71,7 @@ def test_python_docs_come_from_the_base_installation_in_a_virtual_environment(tm
 def test_python_docs_import_nothing() -> None:
     code = (
         "import sys; from manual_backprop.data.sources.python_docs import PythonDocs; before = set(sys.modules);"
-        "list(PythonDocs().documents()); print(sorted(set(sys.modules) - before))"
+        "list(PythonDocs().rows()); print(sorted(set(sys.modules) - before))"
     )
     new = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "tkinter" not in new
@@ -320,7 +320,7 @@ def test_a_file_whose_reading_fails(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.jsonl cannot be read \(Input/output error\); make"):
         source.identity()
     with pytest.raises(InputError, match=r"a\.jsonl cannot be read \(Input/output error\); make"):
-        assert [row.text for row in source.documents() if isinstance(row, Document)]
+        assert [row.text for row in source.rows() if isinstance(row, Document)]
 
 
 # The split

@@ -378,7 +378,7 @@ def test_a_split_that_was_saved_alone_has_its_own_name(tmp_path: Path) -> None:
     from manual_backprop.data.sources.hub import SavedDataset
 
     def documents(**options: Any) -> int:
-        return len(list(SavedDataset(str(tmp_path), DatasetConfig("saved", str(tmp_path), **options)).documents()))
+        return len(list(SavedDataset(str(tmp_path), DatasetConfig("saved", str(tmp_path), **options)).rows()))
 
     datasets.Dataset.from_dict({"text": TRAIN}, split="valid").save_to_disk(str(tmp_path))
     assert documents() == documents(split="train") == documents(split="valid") == 50

@@ -233,7 +233,7 @@ def test_a_dataset_of_splits(tmp_path: Path) -> None:
     assert len(open_test_split(dataset, corpus, tmp_path / "cache")[0]) == 8
     for missing in ("fr", "translation.fr"):
         with pytest.raises(InputError, match=rf"no column '{missing}'.*dataset\.target_column=NAME"):
-            list(FilePairs(replace(dataset, target_column=missing)).pairs())
+            list(FilePairs(replace(dataset, target_column=missing)).rows())
 
 
 # Data that comes with the package
@@ -241,7 +241,7 @@ def test_a_dataset_of_splits(tmp_path: Path) -> None:
 
 def test_dates() -> None:
     """What CLDR says of some days; a source has one target; the days of a split are its own."""
-    pairs = list(islice(Dates(["de", "fr", "ja"]).pairs(), 3 * 1000))
+    pairs = list(islice(Dates(["de", "fr", "ja"]).rows(), 3 * 1000))
     found = {pair.source: pair.target for pair in pairs}
     assert len(found) == len(pairs) == 3000
     known = {
@@ -312,7 +312,7 @@ def test_expressions_of_the_library_are_what_they_were(monkeypatch: pytest.Monke
     source.source.files = [
         file for file in source.source.files if file.name in ("fractions.py", "heapq.py", "bisect.py")
     ]
-    pairs = [pair for pair in source.pairs() if isinstance(pair, Pair)]
+    pairs = [pair for pair in source.rows() if isinstance(pair, Pair)]
     assert len(pairs) == len({pair.source for pair in pairs}) > 50
     for pair in pairs:
         assert ast.dump(ast.parse(read_back(pair.target))) == ast.dump(ast.parse(flat(pair.source))), pair

@@ -296,8 +296,11 @@ def test_a_checkpoint_is_the_model(tmp_path: Path) -> None:
     assert info["parameters"] == model.count_parameters() == sum(p.numel() for p in model.network.parameters.values())
     with pytest.raises(CheckpointError, match="n_encoder_blocks is 1 there and 2 here"):
         EncoderDecoderWrapper(**SIZES | {"n_encoder_blocks": 2}).load_checkpoint(path)
-    with pytest.raises(ConfigError, match="network=encoder_decoder: CustomTransformer is one of network=decoder"):
+    with pytest.raises(CheckpointError, match="another network: network is encoder_decoder there and decoder here"):
         CustomTransformerWrapper.from_checkpoint(path)
+    for changes in ({"d_modle": 4}, {"d_model": "wide"}, {"precision": "half"}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            EncoderDecoderWrapper.from_checkpoint(path, **changes)
 
 
 @pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])

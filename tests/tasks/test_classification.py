@@ -380,10 +380,12 @@ def test_what_cannot_be_asked(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "a.jsonl").write_text('{"text": "a puma"}\n{"text": ""}\n')
     (tmp_path / "b.txt").write_bytes(b"a puma\n\xff\n")
     (tmp_path / "empty.txt").write_text("\n")
+    write(tmp_path / "rows.parquet", [("a puma", "cat")])
     for arguments, words in (
         (["--file", "a.jsonl"], r"a.jsonl, line 2: 'text' is empty"),
         (["--file", "b.txt"], r"b.txt, line 2: byte 0 of the line is 0xff, which is not UTF-8"),
         (["--file", "empty.txt"], r"empty.txt: holds no input"),
+        (["--file", "rows.parquet"], r"rows.parquet is a Parquet file, and --file reads text: JSON lines, CSV.*to_csv"),
         (["--file", "absent"], r"absent: cannot be read \(No such file"),
         (["--text", " "], r"is empty: there is nothing to classify"),
         ([], r"give --text TEXT or --file FILE"),

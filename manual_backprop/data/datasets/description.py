@@ -12,7 +12,7 @@ import numpy as np
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
 from ..sources.documents import BadRow, Document, FileSource, Row, Source, not_utf8, unreadable
-from ..sources.files import JsonLines, ParquetFiles, TextFiles, brief, check_column, no_column, row_of, value_of
+from ..sources.files import JsonLines, ParquetFiles, TextFiles, brief, broken, check_column, no_column, row_of, value_of
 from ..sources.hub import DatasetSplits, HubSource, hub_access
 from ..sources.registry import open_source
 from ..tokens.token_shards import load_pretokenized, manifest_of
@@ -83,9 +83,8 @@ def _of_splits(source: DatasetSplits, count: int) -> list[SplitDescription]:
             (_as_json(row), _text(row_of(row.get(source.column), name, f"{where} {number}", source.column)))
             for number, row in enumerate(taken, 1)
         ]
-        described.append(
-            SplitDescription(name, rows, size, {key: _kind(kind) for key, kind in features.items()}, samples)
-        )
+        columns = {key: str(getattr(kind, "dtype", kind)) for key, kind in features.items()}
+        described.append(SplitDescription(name, rows, size, columns, samples))
     return described
 
 
@@ -123,7 +122,7 @@ def _text(row: Row) -> str:
 
 def _texts(source: Source) -> Iterator[str]:
     try:
-        yield from map(_text, source.documents())
+        yield from map(_text, source.rows())
     except InputError as error:
         if not isinstance(source, ParquetFiles):
             raise
@@ -180,10 +179,7 @@ def _parquet(source: ParquetFiles) -> tuple[int, dict[str, str]]:
             with pyarrow.parquet.ParquetFile(file.path) as opened:
                 count, schema = opened.metadata.num_rows, opened.schema_arrow
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(
-                f"{file.path} is damaged or not a Parquet file ({brief(error)}). Get the whole file again, or move it "
-                "away."
-            ) from error
+            raise broken(file.path, error) from error
         check_column(schema, source.column, str(file.path))
         rows += count
         columns |= {field.name: str(field.type) for field in schema}
@@ -200,7 +196,3 @@ def _keys(line: str) -> dict[str, str]:
 
 def _as_json(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, default=str)
-
-
-def _kind(feature: Any) -> str:
-    return str(getattr(feature, "dtype", feature))

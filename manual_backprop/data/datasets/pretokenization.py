@@ -14,7 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...common.digests import file_digest, json_digest
-from ...common.durable_files import put_in_place, storage_errors, sync_file, write_atomically
+from ...common.durable_files import atomic_file, put_in_place, storage_errors, sync_file, write_atomically
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
 from ..sources.documents import Source
@@ -91,10 +91,8 @@ def pretokenize_dataset(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not _is_there(folder, settings):
-                _make(
-                    folder,
-                    _Work(folder, dataset, source, tokens_of, settings, workers or os.cpu_count() or 1, progress),
-                )
+                threads = workers or os.cpu_count() or 1
+                _make(_Work(folder, dataset, source, tokens_of, settings, threads, progress))
     return folder
 
 
@@ -143,17 +141,16 @@ class _Shard:
         return folder / f"{self.name}.json"
 
 
-def _make(folder: Path, work: _Work) -> None:
+def _make(work: _Work) -> None:
     """Write the folder. The caller must have its lock."""
-    partial = work.partial
+    folder, partial = work.folder, work.partial
     partial.mkdir(exist_ok=True)
-    for half in partial.glob(".*"):  # temporary files of `write_atomically` in a killed process
+    for half in partial.glob(".*"):  # temporary files of `atomic_file` in a killed process
         half.unlink()
     try:
-        kept = _text_read_before(partial)
+        text, parts, notes_and_counts = _text_read_before(partial)
     except (OSError, ValueError, KeyError):
-        kept = _read_text(partial, work)
-    text, parts, notes_and_counts = kept
+        text, parts, notes_and_counts = _read_text(partial, work)
     lost = tokenizer_notes(work.tokenizer, text.texts(np.concatenate([parts[split] for split in SPLITS])))
     shards = {split: _plan(text, split, parts[split], work.settings["max_length"] is None) for split in SPLITS}
     records = _write_shards(partial, text, shards, work)
@@ -268,7 +265,7 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
     """Write a shard: NAME.bin holds the tokens, NAME.ends.bin the ends of documents, NAME.json marks both complete."""
     record: dict[str, Any] = {"name": shard.name, "tokens": 0, "bytes": 0, "cut": 0}
     hashed, ends = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
-    with _atomic_file(partial / f"{shard.name}.bin") as file:
+    with atomic_file(partial / f"{shard.name}.bin") as file:
         for ids, ending, size, cut in _encoded(text, shard.spans, work.tokenizer, work.settings["max_length"]):
             if stop.is_set():
                 raise _Stopped
@@ -281,8 +278,7 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
             record["cut"] += cut
     all_ends = np.concatenate(ends)
     data = all_ends.tobytes()
-    with _atomic_file(partial / f"{shard.name}.ends.bin") as file:
-        file.write(data)
+    write_atomically(partial / f"{shard.name}.ends.bin", data)
     record |= {
         "documents": len(all_ends),
         "sha256": hashed.hexdigest(),
@@ -316,20 +312,6 @@ def _encoded(
                 cut += max_length is not None and length > max_length
                 document, length = document + 1, 0
         yield np.concatenate(arrays), np.array(ends, dtype=np.int64), size, cut
-
-
-@contextmanager
-def _atomic_file(path: Path) -> Iterator[Any]:
-    """A file to write, which gets its name when it is complete."""
-    staged = path.with_name(f"{path.name}.tmp")
-    try:
-        with staged.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        staged.rename(path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _written_before(partial: Path, shard: _Shard) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -150,22 +150,21 @@ def series_of_lines(
     """The series in the lines of a CSV file. time_column: None is the first column. value_columns: None are all others.
     skip: rows that cannot be read are left out and counted. `place` is the file, for messages, which name keys of the
     config if `configured`. Raises InputError, with line, reason and what to do."""
-    return _Reader(place, time_column, value_columns, skip, configured).read(lines)
+    reader = _Reader(place, time_column, value_columns, skip, configured)
+    return reader.series(reader.rows_of(lines))
 
 
+@dataclass
 class _Reader:
-    def __init__(
-        self, place: str, time_column: str | None, value_columns: Sequence[str] | None, skip: bool, configured: bool
-    ):
-        self.place, self.skip, self.configured = place, skip, configured
-        self.time_column, self.value_columns = time_column, value_columns
-        self.rows = 0
-        self.bad: list[str] = []
+    place: str
+    time_column: str | None
+    value_columns: Sequence[str] | None
+    skip: bool
+    configured: bool
+    rows: int = 0
+    bad: list[str] = field(default_factory=list)  # what is wrong with rows that are left out
 
-    def read(self, lines: Iterable[str]) -> Series:
-        return self._series(self._rows_of(lines))
-
-    def _rows_of(self, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    def rows_of(self, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         """Line number and cells of each row, without comments and empty lines."""
         first = True
         delimiter = ","
@@ -184,7 +183,7 @@ class _Reader:
 
     # Columns
 
-    def _series(self, rows: Iterator[tuple[int, list[str]]]) -> Series:
+    def series(self, rows: Iterator[tuple[int, list[str]]]) -> Series:
         _, header = next(rows, (0, []))
         if len(header) < 2:
             raise InputError(

@@ -144,17 +144,9 @@ class Scaling:
                 )
         errors = {name: _root_mean_square(future - f(read, horizon, season)) for name, f in references(season).items()}
         best = min(errors, key=lambda name: float(np.mean(errors[name] / scale)))
-        return cls(
-            history,
-            horizon,
-            season,
-            patch,
-            names,
-            step,
-            best,
-            tuple(scale.tolist()),
-            tuple(np.maximum(errors[best], SMALLEST * scale).tolist()),
-        )
+        target_scale = np.maximum(errors[best], SMALLEST * scale)
+        scales = tuple(scale.tolist()), tuple(target_scale.tolist())
+        return cls(history, horizon, season, patch, names, step, best, *scales)
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> Self:

@@ -53,7 +53,7 @@ class Dates(PairSource):
         """The version of babel implies that of CLDR."""
         return {"kind": "dates 1", "babel": self.version, "languages": list(self.languages)}
 
-    def pairs(self) -> Iterator[Pair]:
+    def rows(self) -> Iterator[Pair]:
         from babel.dates import format_date
 
         for number in range((LAST - FIRST).days + 1):

@@ -1,19 +1,23 @@
-"""The interface of a source of text: it has an identity that is cheap to compute, and yields documents.
+"""The interface of a source of text: it has an identity that is cheap to compute, and yields rows, such as documents.
 
-`identity` is the key of a cache and needs no parsing. `documents` reads once and in order; for a row that is not text
-it gives the place and the reason. The kinds of sources are in `python_docs`, `files` and `hub`. Not here: tokens.
+`identity` is the key of a cache and needs no parsing. `rows` reads once and in order; for a row that is not text it
+gives the place and the reason. The kinds of sources are in `python_docs`, `files` and `hub`; sources of labelled texts
+are in `labelled`, those of pairs in `pairs`. Not here: tokens.
 """
 
 import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ...common.errors import InputError
+
+BYTE_ORDER_MARK = "\ufeff"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,26 +51,25 @@ def not_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
     )
 
 
-class Source(ABC):
-    """A source of documents."""
+class Source(ABC, Generic[T]):
+    """A source of rows: documents, labelled texts, or pairs of texts."""
 
-    notes: list[str]  # for the run's log: what was unusual when this source was read
+    notes: Sequence[str] = ()  # for the run's log: what was unusual when this source was read
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """A JSON value that identifies the data: equal identities mean equal documents."""
+        """A JSON value that identifies the data: equal identities mean equal rows."""
 
     @abstractmethod
-    def documents(self) -> Iterator[Row]:
-        """The training documents; all documents if `validation_documents` is None."""
+    def rows(self) -> Iterator[T | BadRow]:
+        """The training rows; all rows if `validation_rows` is None."""
 
-    def validation_documents(self) -> Iterator[Row] | None:
-        """The documents of the data's own validation split; None if a part of `documents` is used for validation."""
+    def validation_rows(self) -> Iterator[T | BadRow] | None:
+        """The rows of the data's own validation split; None if a part of `rows` is used for validation."""
         return None
 
-    @abstractmethod
     def check_unchanged(self) -> None:
-        """Called after reading. Raises InputError if the documents have changed meanwhile."""
+        """Called after reading. Raises InputError if the rows have changed meanwhile: those of files may."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,13 @@ class SourceFile:
             )
         object.__setattr__(self, "status", (now.st_size, now.st_mtime_ns))
 
-    def status_now(self) -> tuple[int, int]:
-        now = self.path.stat()
-        return now.st_size, now.st_mtime_ns
 
+class Files:
+    """Files that are read, identified by their names and bytes."""
 
-class FileSource(Source):
-    """A source of files, identified by their names and bytes. Subclasses read the documents in them."""
-
-    version: str  # changed whenever the same bytes would give other documents
+    version: str  # changed whenever the same bytes would give other rows
 
     def __init__(self, files: Iterable[SourceFile]):
-        self.notes = []
         try:
             self.files = list(files)
         except OSError as error:
@@ -113,9 +111,15 @@ class FileSource(Source):
         return {"kind": self.version, "sha256": total.hexdigest()}
 
     def check_unchanged(self) -> None:
+        """Raises InputError if a file has changed since it was found."""
         for file in self.files:
-            if file.status_now() != file.status:
+            now = file.path.stat()
+            if (now.st_size, now.st_mtime_ns) != file.status:
                 raise InputError(f"{file.path} changed while it was being read. Start again when nothing writes to it.")
+
+
+class FileSource(Files, Source[Document]):
+    """A source of files. Subclasses read the documents in them."""
 
 
 def files_below(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import InputError
-from .documents import BadRow, Document, FileSource, Row, SourceFile, files_below, unreadable
+from .documents import BYTE_ORDER_MARK, BadRow, Document, FileSource, Row, SourceFile, files_below, unreadable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,7 +22,6 @@ CHUNK = 2**20  # [bytes] of a text file read at once
 LONGEST_LINE = 2**28  # [bytes] of JSON lines
 ROWS = 1000  # of a Parquet file read at once
 
-_BYTE_ORDER_MARK = "\ufeff"
 _ROWS_ENDINGS = (".jsonl", ".ndjson", ".parquet")  # a warning follows if such files are read as plain text
 _PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd", ".zip": b"PK\x03\x04"}
 
@@ -90,7 +89,7 @@ class TextFiles(FileSource):
                 "To read rows, use dataset=jsonl or dataset=parquet."
             )
 
-    def documents(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         for file in self.files:
             yield Document(file.name, read_utf8(file.path), str(file.path))
 
@@ -115,7 +114,7 @@ def read_utf8(path: Path) -> Iterator[str]:
                     ) from error
                 position, lines = position + len(chunk), lines + text.count("\n")
                 if text:
-                    yield text.removeprefix(_BYTE_ORDER_MARK) if first else text
+                    yield text.removeprefix(BYTE_ORDER_MARK) if first else text
                     first = False
                 if not chunk:
                     return
@@ -123,20 +122,27 @@ def read_utf8(path: Path) -> Iterator[str]:
         raise unreadable(path, error) from error
 
 
-class JsonLines(FileSource):
-    """One JSON object per line, whose `column` is a document. Blank lines are ignored."""
+class ColumnFiles(FileSource):
+    """Files of rows, whose `column` is a document."""
 
-    version = "jsonl 1"
+    kind: tuple[str, tuple[str, ...]]  # what the files hold, and how their names end
 
-    def __init__(self, path: str | Path, column: str, key: str = "text_column"):
+    def __init__(self, path: str | Path, column: Any, key: str = "text_column"):
         """`key` is the config key that sets `column`, for messages."""
-        super().__init__(find_files(path, "JSON lines", (".jsonl", ".ndjson", ".json")))
+        super().__init__(find_files(path, *self.kind))
         self.column, self.key = column, key
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"column": self.column}
 
-    def documents(self) -> Iterator[Row]:
+
+class JsonLines(ColumnFiles):
+    """One JSON object per line, whose `column` is a document. Blank lines are ignored."""
+
+    version = "jsonl 1"
+    kind = "JSON lines", (".jsonl", ".ndjson", ".json")
+
+    def rows(self) -> Iterator[Row]:
         for source in self.files:
             rows = 0
             for number, line in enumerate(self._lines(source.path), 1):
@@ -169,10 +175,8 @@ class JsonLines(FileSource):
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             return BadRow(where, f"byte {error.start} of the line is 0x{line[error.start]:02x}, which is not UTF-8")
-        except json.JSONDecodeError as error:
-            return BadRow(where, f"this is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
         except (RecursionError, ValueError) as error:
-            return BadRow(where, f"this is not JSON that can be read ({error})")
+            return not_json(where, error)
         if not isinstance(row, dict):
             return BadRow(where, f"expected an object with a {self.column!r}, but this is {_kind(row)}")
         outer, _, inner = self.column.partition(".")
@@ -183,19 +187,13 @@ class JsonLines(FileSource):
         return row_of(row[self.column], name, where, self.column)
 
 
-class ParquetFiles(FileSource):
+class ParquetFiles(ColumnFiles):
     """Rows of Parquet files, whose `column` is a document."""
 
     version = "parquet 1"
+    kind = "Parquet", (".parquet",)
 
-    def __init__(self, path: str | Path, column: str, key: str = "text_column"):
-        super().__init__(find_files(path, "Parquet", (".parquet",)))
-        self.column, self.key = column, key
-
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"column": self.column}
-
-    def documents(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
 
@@ -209,10 +207,7 @@ class ParquetFiles(FileSource):
                         yield from rows_of(column, source.name, str(source.path), row, self.column)
                         row += batch.num_rows
             except (pyarrow.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{source.path} is damaged or not a Parquet file; it could be read up to row {row} "
-                    f"({brief(error)}). Get the whole file again, or move it away."
-                ) from error
+                raise broken(source.path, error, row) from error
 
 
 # Rows as values
@@ -254,6 +249,24 @@ def value_of(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         return error
+
+
+def not_json(where: str, error: ValueError | RecursionError) -> BadRow:
+    if isinstance(error, json.JSONDecodeError):
+        return BadRow(where, f"this is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
+    return BadRow(where, f"this is not JSON that can be read ({error})")
+
+
+def broken(path: Path, error: Exception, row: int | None = None) -> InputError:
+    """The error for a Parquet file of which `row` rows could be read."""
+    read = "" if row is None else f"; it could be read up to row {row}"
+    return InputError(
+        f"{path} is damaged or not a Parquet file{read} ({brief(error)}). Get the whole file again, or move it away."
+    )
+
+
+def cells(row: Sized) -> str:
+    return "1 cell" if len(row) == 1 else f"{len(row)} cells"
 
 
 def brief(error: Exception) -> str:

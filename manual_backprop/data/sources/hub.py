@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ...common.errors import InputError
 from ...config.rules import shown
 from ...config.schema import DatasetConfig
-from .documents import FileSource, Row, Source
+from .documents import Document, Files, Row, Source
 from .files import ROWS, check_column, find_files, inner_column, no_column, row_of, rows_of
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ class HubUnavailable(InputError):
     """The hub cannot be reached, or the connection broke, and the data is not in the cache."""
 
 
-class DatasetSplits(Source):
+class DatasetSplits(Source[Document]):
     """Named splits of rows with columns, on disk or on the hub. Subclasses open them."""
 
     def __init__(self, dataset: DatasetConfig, where: str, key: str = "text_column"):
         """The column's name is `dataset.text_column`; `key` is the config key that sets it, for messages."""
         self.dataset, self.where, self.key = dataset, where, key
         self.column = dataset.text_column or "text"
-        self.notes = []
+        self.notes: list[str] = []
         if dataset.validation == self.split:
             raise InputError(
                 f"dataset.validation={self.split}: the split {self.split!r} of {where} is the training split. Name "
@@ -54,10 +54,7 @@ class DatasetSplits(Source):
     def split(self) -> str:
         return self.dataset.split or "train"
 
-    def check_unchanged(self) -> None:
-        """Checks nothing, since neither a commit nor the cache of `datasets` changes."""
-
-    def documents(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         self.check_split(self.split, "dataset.split")
         yield from self._rows(self.split, self.dataset.subset_size)
 
@@ -72,7 +69,7 @@ class DatasetSplits(Source):
             return wanted
         return next((name for name in VALIDATION_SPLITS if name in self.splits and name != self.split), None)
 
-    def validation_documents(self) -> Iterator[Row] | None:
+    def validation_rows(self) -> Iterator[Row] | None:
         split = self.validation_split
         other = f" but {self.split}, the training split" if self.split in VALIDATION_SPLITS else ""
         if split is None and not isinstance(self.dataset.validation, float):
@@ -249,11 +246,8 @@ class SavedDataset(DatasetSplits):
         return {self.split if self.split in ("train", own) else own: loaded}
 
 
-class _SavedFiles(FileSource):
+class _SavedFiles(Files):
     version = "saved 1"
-
-    def documents(self) -> Iterator[Row]:
-        raise NotImplementedError("rows are read by `datasets`")
 
 
 def evaluation_subset_size(subset_size: int | None) -> int | None:
@@ -287,7 +281,6 @@ def hub_access() -> Iterator[None]:
     modules = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in modules]
     if not any(before) and not _hub_answers(huggingface_hub.constants.ENDPOINT):
-        before = [False, False]
         _set_offline(modules, [True, True])
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 2
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
@@ -304,30 +297,26 @@ def _set_offline(modules: tuple[Any, ...], values: list[bool]) -> None:
         module.HF_HUB_OFFLINE = value
 
 
-_answered: dict[str, bool] = {}  # one request per process
-
-
+@cache  # one request per process
 def _hub_answers(endpoint: str) -> bool:
     """Whether a server answers at this address, with any status. It uses the environment's proxies."""
     import urllib.error
     import urllib.request
 
-    if endpoint not in _answered:
-        if not _is_address(endpoint):
-            raise InputError(
-                f"HF_ENDPOINT={shown(endpoint)}: this is not the address of a hub. Give one that begins with https://, "
-                "or unset it for huggingface.co."
-            )
-        request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "manual_backprop"})
-        try:
-            urllib.request.urlopen(request, timeout=TIMEOUT).close()
-            _answered[endpoint] = True
-        except urllib.error.HTTPError:
-            _answered[endpoint] = True
-        except (OSError, ValueError):
-            _answered[endpoint] = False
-            log.warning("The hub (%s) cannot be reached: only what was downloaded before can be used.", endpoint)
-    return _answered[endpoint]
+    if not _is_address(endpoint):
+        raise InputError(
+            f"HF_ENDPOINT={shown(endpoint)}: this is not the address of a hub. Give one that begins with https://, "
+            "or unset it for huggingface.co."
+        )
+    request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "manual_backprop"})
+    try:
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        log.warning("The hub (%s) cannot be reached: only what was downloaded before can be used.", endpoint)
+        return False
+    return True
 
 
 def _is_address(endpoint: str) -> bool:
@@ -342,15 +331,23 @@ def hub_file(repository: str, name: str, revision: str | None, way_out: str) -> 
     """A file of a model's repository, downloaded or from the library's cache. Raises InputError that ends with
     `way_out`, what to do instead."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    missing = f"{name} of {repository} was not downloaded before, and the hub cannot be reached. {way_out}"
+    with hub_download(missing, f"{name} of {repository}:", f". {way_out}"):
+        return Path(hf_hub_download(repository, name, revision=revision))
+
+
+@contextmanager
+def hub_download(missing: str, failed: str, way_out: str) -> Iterator[None]:
+    """`hub_access` to download a model's files. Raises HubUnavailable with the message `missing`, or InputError with
+    `failed`, the library's reason and `way_out`."""
     with hub_access():
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
         try:
-            return Path(hf_hub_download(repository, name, revision=revision))
+            yield
         except (LocalEntryNotFoundError, ConnectionError) as error:
-            raise HubUnavailable(
-                f"{name} of {repository} was not downloaded before, and the hub cannot be reached. {way_out}"
-            ) from error
+            raise HubUnavailable(missing) from error
         except Exception as error:  # the library has a class for each failure: no access, a wrong name
-            raise InputError(f"{name} of {repository}: {' '.join(str(error).split())[:300]}. {way_out}") from error
+            raise InputError(f"{failed} {' '.join(str(error).split())[:300]}{way_out}") from error

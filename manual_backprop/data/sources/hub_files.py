@@ -96,14 +96,9 @@ def _fetch(repository: str, revision: str, path: str, there: Any, say: Callable[
         with partial.open("r+b") as file:
             file.seek(begin)
             http_get(there.location, file, resume_size=begin, headers=headers, expected_size=there.size)
-        if _sound(partial, there.etag):
+        # a small file's tag is not a SHA-256; its length was checked
+        if _SHA256.fullmatch(there.etag) is None or file_digest(partial) == there.etag:
             partial.rename(place)
         else:
             partial.unlink()
     (folder / f"{there.etag}.going_on.lock").unlink(missing_ok=True)
-
-
-def _sound(file: Path, etag: str) -> bool:
-    if _SHA256.fullmatch(etag) is None:
-        return True  # a small file's tag is not a SHA-256; its length was checked
-    return file_digest(file) == etag

@@ -5,18 +5,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-import sysconfig
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
-from .documents import BadRow, FileSource, SourceFile, files_below
+from .documents import BadRow, Files, Source
 from .hub import HubSource, SavedDataset
-from .python_docs import FOREIGN_FOLDERS, docstring, encodable, syntax_trees
+from .python_docs import STANDARD_LIBRARY, docstring, encodable, library_files, syntax_trees
 from .tables import Table, TableRow, format_of, rows_of_lines
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "saved", "hub")
@@ -39,28 +38,7 @@ class Labelled:
 
 
 LabelledRow = Labelled | BadRow
-
-
-class LabelledSource(ABC):
-    """A source of labelled texts."""
-
-    notes: tuple[str, ...] = ()
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """A JSON value that identifies the data: equal identities mean equal rows."""
-
-    @abstractmethod
-    def rows(self) -> Iterator[LabelledRow]:
-        """The training rows; all rows if `validation_rows` is None."""
-
-    def validation_rows(self) -> Iterator[LabelledRow] | None:
-        """The rows of the data's own validation split; None if a part of `rows` is used for validation."""
-        return None
-
-    @abstractmethod
-    def check_unchanged(self) -> None:
-        """Called after reading. Raises InputError if the rows have changed meanwhile."""
+LabelledSource = Source[Labelled]
 
 
 def open_labelled(dataset: DatasetConfig) -> LabelledSource:
@@ -133,7 +111,6 @@ class LabelledSplits(LabelledSource):
         self.columns = columns_of(dataset)
         named = replace(dataset, name=form, text_column=self.columns["text_column"], repository=dataset.path)
         self.splits = HubSource(named) if form == "hub" else SavedDataset(dataset.path, named)
-        self.subset_size = dataset.subset_size
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -146,7 +123,7 @@ class LabelledSplits(LabelledSource):
         yield from self._rows(self.splits.split, "dataset.split")
 
     def validation_rows(self) -> Iterator[LabelledRow] | None:
-        self.splits.validation_documents()  # adds a note if another split is used for validation
+        self.splits.validation_rows()  # adds a note if another split is used for validation
         split = self.splits.validation_split
         return None if split is None else self._rows(split, "dataset.validation")
 
@@ -214,7 +191,7 @@ def texts_in_lines(lines: Iterator[str], where: str, column: str) -> Iterator[st
     form = ending.get(Path(where).suffix.lower())
     if form is None and where == "stdin" and first.lstrip().startswith("{"):
         form = "jsonl"
-    rows = _again(first, lines)
+    rows = chain([first] if first else [], lines)
     read: Iterator[TableRow | BadRow]
     if form is None:
         plain = ((number, line.rstrip("\r\n")) for number, line in enumerate(rows, 1))
@@ -228,13 +205,7 @@ def texts_in_lines(lines: Iterator[str], where: str, column: str) -> Iterator[st
         yield row.values[column]
 
 
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from rest
-
-
-class Docstrings(LabelledSource):
+class Docstrings(Files, LabelledSource):
     """dataset=docstrings: the text of a docstring, labelled with its package of the standard library.
 
     The text is the docstring alone, without the name of its function or class. The word PACKAGE replaces the name of
@@ -242,8 +213,10 @@ class Docstrings(LabelledSource):
     in several packages has no unique label and is left out; one that occurs several times in a package is used once.
     """
 
+    version = "docstrings 1"
+
     def __init__(self) -> None:
-        root = Path(sysconfig.get_path("stdlib"))
+        root = STANDARD_LIBRARY
         missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
         if missing:
             raise InputError(
@@ -251,24 +224,12 @@ class Docstrings(LabelledSource):
                 f"in {root}. Use a Python installation that has them, or texts of your own with dataset=labelled "
                 "dataset.path=PATH."
             )
-        folders = (root / name for name in PACKAGES)
-        self.sources = _Sources(
-            SourceFile(path.relative_to(root).as_posix(), path)
-            for folder in folders
-            for path in files_below(folder, lambda name: name in FOREIGN_FOLDERS, follow_links=False)
-            if path.suffix == ".py" and path.is_file()
-        )
-
-    def identity(self) -> dict[str, Any]:
-        return self.sources.identity()
-
-    def check_unchanged(self) -> None:
-        self.sources.check_unchanged()
+        super().__init__(file for name in PACKAGES for file in library_files(root / name))
 
     def rows(self) -> Iterator[LabelledRow]:
         names = re.compile("|".join(PACKAGES), re.IGNORECASE)
         found: dict[str, Labelled | None] = {}
-        for file, tree in syntax_trees((file.name, file.path.read_bytes()) for file in self.sources.files):
+        for file, tree in syntax_trees((file.name, file.path.read_bytes()) for file in self.files):
             label = file.partition("/")[0]
             for node in ast.walk(tree):
                 if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -280,10 +241,3 @@ class Docstrings(LabelledSource):
                 if one is not None and one.label != label:
                     found[text] = None
         yield from (row for row in found.values() if row is not None)
-
-
-class _Sources(FileSource):
-    version = "docstrings 1"
-
-    def documents(self) -> Iterator[Any]:
-        raise NotImplementedError("docstrings have labels")

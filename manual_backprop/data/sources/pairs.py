@@ -7,7 +7,6 @@ both the training and the validation split; in `dates` it is a day.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -16,13 +15,22 @@ from typing import Any
 
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
-from .documents import BadRow, Document, FileSource, Row, Source, SourceFile, files_below, unreadable
-from .files import JsonLines, ParquetFiles, find_files
+from .documents import (
+    BYTE_ORDER_MARK,
+    BadRow,
+    Document,
+    FileSource,
+    Row,
+    Source,
+    SourceFile,
+    files_below,
+    unreadable,
+)
+from .files import ColumnFiles, JsonLines, ParquetFiles, cells, find_files
 from .hub import HubSource, SavedDataset
 
 FORMAT_OF = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 USUAL = ("source", "target")  # default names of the columns
-_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -37,26 +45,10 @@ class Pair:
 PairRow = Pair | BadRow
 
 
-class PairSource(ABC):
+class PairSource(Source[Pair]):
     """A source of pairs."""
 
-    notes: tuple[str, ...] = ()  # for the run's log: what was unusual when this source was read
     test_share = 0.0  # share of the units in the test split; 0: the test split is elsewhere, or there is none
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """A JSON value that identifies the data: equal identities mean equal pairs."""
-
-    @abstractmethod
-    def pairs(self) -> Iterator[PairRow]:
-        """The training pairs; all pairs if `validation_pairs` is None."""
-
-    def validation_pairs(self) -> Iterator[PairRow] | None:
-        """The pairs of the data's own validation split; None if a part of `pairs` is used for validation."""
-        return None
-
-    def check_unchanged(self) -> None:  # noqa: B027  generated pairs do not change
-        """Called after reading. Raises InputError if the pairs have changed meanwhile."""
 
 
 class FilePairs(PairSource):
@@ -80,17 +72,17 @@ class FilePairs(PairSource):
         return tuple(self.sides[0].notes)
 
     def identity(self) -> dict[str, Any]:
-        own: dict[str, Any] = {"kind": "pairs 1"}
-        own |= dict(zip(("source", "target"), (side.identity() for side in self.sides), strict=True))
+        source, target = (side.identity() for side in self.sides)
+        own = {"kind": "pairs 1", "source": source, "target": target}
         return own if self.validation is None else own | {"validation": self.validation.identity()}
 
-    def pairs(self) -> Iterator[PairRow]:
-        return _paired(*(side.documents() for side in self.sides))
+    def rows(self) -> Iterator[PairRow]:
+        return _paired(*(side.rows() for side in self.sides))
 
-    def validation_pairs(self) -> Iterator[PairRow] | None:
+    def validation_rows(self) -> Iterator[PairRow] | None:
         if self.validation is not None:
-            return self.validation.pairs()
-        source, target = (side.validation_documents() for side in self.sides)
+            return self.validation.rows()
+        source, target = (side.validation_rows() for side in self.sides)
         return None if source is None or target is None else _paired(source, target)
 
     def check_unchanged(self) -> None:
@@ -191,12 +183,12 @@ class Lines(FileSource):
     def __init__(self, path: Path):
         super().__init__(find_files(path, "one text per line"))
 
-    def documents(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         for number, line, where in _lines(self.files[0]):
             yield line if isinstance(line, BadRow) else Document(f"{number}", (line,), where)
 
 
-class TabSeparated(FileSource):
+class TabSeparated(ColumnFiles):
     """Tab-separated values, whose `column` is a text. There is no quoting: a cell is everything between two tabs.
 
     A column given by name is looked up in the first line. With a column given by number, from 1, the first line is a
@@ -204,30 +196,24 @@ class TabSeparated(FileSource):
     """
 
     version = "tsv 1"
+    kind = "tab-separated values", (".tsv", ".txt")
 
-    def __init__(self, path: str | Path, column: str | None, key: str):
-        super().__init__(find_files(path, "tab-separated values", (".tsv", ".txt")))
-        self.column, self.key = column, key
-
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"column": self.column}
-
-    def documents(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         for file in self.files:
-            place, cells = None, 0
+            place, first = None, list[str]()
             for number, line, where in _lines(file):
                 row = [] if isinstance(line, BadRow) else line.split("\t")
                 if place is None and row:
                     column = self.column
                     if column is None and {*USUAL} <= {name.strip() for name in row}:
                         column = self.key.removesuffix("_column")
-                    place, cells = self._place(column, row, where), len(row)
+                    place, first = self._place(column, row, where), row
                     if column is not None and not column.isdecimal():
                         continue
                 if isinstance(line, BadRow):
                     yield line
-                elif len(row) != cells or place is None:
-                    yield BadRow(where, f"this line has {_cells(len(row))}, but the first one has {_cells(cells)}")
+                elif len(row) != len(first) or place is None:
+                    yield BadRow(where, f"this line has {cells(row)}, but the first one has {cells(first)}")
                 else:
                     yield Document(f"{file.name}:{number}", (row[place],), where)
 
@@ -245,14 +231,10 @@ class TabSeparated(FileSource):
         number = int(column) if column else USUAL.index(self.key.removesuffix("_column")) + 1
         if not 1 <= number <= len(first):
             raise InputError(
-                f"{where}: there is no column {number}, the line has {_cells(len(first))}; are there tabs between "
+                f"{where}: there is no column {number}, the line has {cells(first)}; are there tabs between "
                 f"source and target? Give dataset.{self.key}=1 to {len(first)}, or another dataset.format."
             )
         return number - 1
-
-
-def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def _lines(file: SourceFile) -> Iterator[tuple[int, str | BadRow, str]]:
@@ -267,7 +249,7 @@ def _lines(file: SourceFile) -> Iterator[tuple[int, str | BadRow, str]]:
                     byte = f"byte {error.start} of the line is 0x{line[error.start]:02x}"
                     text = BadRow(where, f"{byte}, which is not UTF-8 ({error.reason})")
                 if number == 1 and isinstance(text, str):
-                    text = text.removeprefix(_BYTE_ORDER_MARK)
+                    text = text.removeprefix(BYTE_ORDER_MARK)
                 yield number, text, where
     except OSError as error:
         raise unreadable(file.path, error) from error

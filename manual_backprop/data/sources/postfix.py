@@ -39,7 +39,7 @@ class Postfix(PairSource):
     def identity(self) -> dict[str, Any]:
         return {"kind": "postfix 1", "library": self.source.identity()}
 
-    def pairs(self) -> Iterator[Pair]:
+    def rows(self) -> Iterator[Pair]:
         seen: set[str] = set()
         for file, tree in syntax_trees((str(file.path), file.path.read_bytes()) for file in self.source.files):
             for node in ast.walk(tree):

@@ -19,8 +19,16 @@ log = logging.getLogger(__name__)
 
 SHORTEST_DOCSTRING = 40  # [characters]; one that is not longer adds little to the name
 
+STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _TOPICS = "pydoc_data/topics.py"
 FOREIGN_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def library_files(folder: Path) -> Iterator[SourceFile]:
+    """The source files in a folder of the standard library, sorted."""
+    for path in files_below(folder, lambda name: name in FOREIGN_FOLDERS, follow_links=False):
+        if path.suffix == ".py" and path.is_file():  # a distribution may have broken links
+            yield SourceFile(path.relative_to(STANDARD_LIBRARY).as_posix(), path)
 
 
 class PythonDocs(FileSource):
@@ -29,19 +37,15 @@ class PythonDocs(FileSource):
     version = "python_docs 1"
 
     def __init__(self) -> None:
-        root = Path(sysconfig.get_path("stdlib"))
-        super().__init__(
-            SourceFile(path.relative_to(root).as_posix(), path)
-            for path in files_below(root, lambda folder: folder in FOREIGN_FOLDERS, follow_links=False)
-            if path.suffix == ".py" and path.is_file()  # a distribution may have broken links
-        )
+        super().__init__(library_files(STANDARD_LIBRARY))
         if not self.files:
             raise InputError(
-                f"dataset=python_docs reads the sources of Python's standard library, but there are none in {root}. "
-                "Use a Python installation that has them, or your own text with dataset=text dataset.path=PATH."
+                "dataset=python_docs reads the sources of Python's standard library, but there are none in "
+                f"{STANDARD_LIBRARY}. Use a Python installation that has them, or your own text with dataset=text "
+                "dataset.path=PATH."
             )
 
-    def documents(self) -> Iterator[Document]:
+    def rows(self) -> Iterator[Document]:
         yield from parse_python_docs((file.name, file.path.read_bytes()) for file in self.files)
 
 

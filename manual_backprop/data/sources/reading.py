@@ -40,8 +40,8 @@ def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict
 
     Raises InputError if one of them is empty, or if the source changes while it is read.
     """
-    validation = source.validation_documents()
-    spool.read(first_rows(source.documents(), dataset.subset_size))
+    validation = source.validation_rows()
+    spool.read(first_rows(source.rows(), dataset.subset_size))
     training = len(spool)
     if validation is not None:
         spool.read(validation)
@@ -128,7 +128,7 @@ def text_of_files(
     with _temporary_spool(skip_bad_rows) as spool:
         with storage_errors("store the text in the temporary folder (TMPDIR)"):
             for source in sources:
-                spool.read(first_rows(source.documents(), subset_size))
+                spool.read(first_rows(source.rows(), subset_size))
                 source.check_unchanged()
         if not len(spool):
             raise InputError(f"There is no text in {', '.join(str(dataset.path) for dataset in datasets)}.")

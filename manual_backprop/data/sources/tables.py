@@ -14,19 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
-from .documents import BadRow, FileSource, SourceFile, files_below, unreadable
-from .files import ROWS, brief, find_files
+from .documents import BYTE_ORDER_MARK, BadRow, Files, SourceFile, files_below, unreadable
+from .files import ROWS, broken, cells, find_files, not_json
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 LONGEST_CELL = 2**28  # [characters] of CSV
-_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
     raise InputError(f"dataset.{key}={path}: {said}, which does not determine the format. {way_out}.")
 
 
-class Table(FileSource):
+class Table(Files):
     """Files of one format."""
 
     version = "table 1"
@@ -66,9 +58,6 @@ class Table(FileSource):
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"format": self.form}
-
-    def documents(self) -> Iterator[Any]:
-        raise NotImplementedError("a table has rows")
 
     def rows(self, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
         """The rows of all files. `columns` maps a config key to the column that it names. Raises InputError if a file
@@ -98,7 +87,7 @@ def _lines(file: SourceFile) -> Iterator[str]:
 
 def _json_rows(lines: Iterable[str], where: str, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
     for number, line in enumerate(lines, 1):
-        line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+        line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
         if line.strip():
             yield _json_row(line, f"{where}, line {number}", columns)
 
@@ -106,10 +95,8 @@ def _json_rows(lines: Iterable[str], where: str, columns: Mapping[str, str]) -> 
 def _json_row(line: str, place: str, columns: Mapping[str, str]) -> TableRow | BadRow:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return BadRow(place, f"this is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
     except (RecursionError, ValueError) as error:
-        return BadRow(place, f"this is not JSON that can be read ({error})")
+        return not_json(place, error)
     if not isinstance(row, dict):
         return BadRow(
             place, f"expected an object, as in {{{', '.join(f'{name!r}: ...' for name in columns.values())}}}"
@@ -130,21 +117,21 @@ def _csv_rows(lines: Iterable[str], where: str, form: str, columns: Mapping[str,
     while True:
         place = f"{where}, line {reader.line_num + 1}"
         try:
-            cells = next(reader)
+            row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             yield BadRow(place, f"this is not CSV ({error})")
             continue
-        if not cells:
+        if not row:
             continue  # a blank line
         if heading is None:
-            heading = [name.removeprefix(_BYTE_ORDER_MARK).strip() for name in cells]
+            heading = [name.removeprefix(BYTE_ORDER_MARK).strip() for name in row]
             _check_columns(heading, columns, place)
-        elif len(cells) != len(heading):
-            yield BadRow(place, f"this row has {_cells(len(cells))}, but the heading has {_cells(len(heading))}")
+        elif len(row) != len(heading):
+            yield BadRow(place, f"this row has {cells(row)}, but the heading has {cells(heading)}")
         else:
-            yield TableRow({column: cells[heading.index(column)] for column in columns.values()}, place)
+            yield TableRow({column: row[heading.index(column)] for column in columns.values()}, place)
 
 
 def _parquet_rows(file: SourceFile, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
@@ -160,10 +147,7 @@ def _parquet_rows(file: SourceFile, columns: Mapping[str, str]) -> Iterator[Tabl
                     row += 1
                     yield TableRow(values, f"{file.path}, row {row}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{file.path} is damaged or not a Parquet file; it could be read up to row {row} ({brief(error)}). Get "
-            "the whole file again, or move it away."
-        ) from error
+        raise broken(file.path, error, row) from error
 
 
 def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str) -> None:
@@ -180,7 +164,3 @@ def _way_out(key: str) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "nothing"
-
-
-def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"

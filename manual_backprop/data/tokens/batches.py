@@ -68,7 +68,8 @@ class Windows:
         places = self._starts(first, count)[:, None] + np.arange(self.sequence_length + 1)  # (B, T + 1)
         segments = None if self.offsets is None else _segments(self.offsets, places[:, :-1], device)
         chunk = self.tokens[places if self._cuts is None else self._uncut(places)]
-        return _to_batch(chunk.astype(np.int64), first_row, device, segments)
+        both = moved(torch.from_numpy(chunk.astype(np.int64)), device)  # inputs and targets in one transfer
+        return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), segments, first_row=first_row)
 
     def _uncut(self, places: np.ndarray) -> np.ndarray:
         """The indices in `tokens` of positions in the text with cut documents."""
@@ -201,14 +202,6 @@ def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, np.ndarray]:
 def _as_plain_array(tokens: Tokens) -> Tokens:
     """A plain array view of a memory map, which is cheaper to index."""
     return tokens if isinstance(tokens, TokenShards) else np.asarray(tokens)
-
-
-def _to_batch(
-    chunk: np.ndarray, first_row: int, device: torch.device | str, segments: torch.Tensor | None = None
-) -> Batch:
-    """The batch of (B, T + 1) tokens: inputs, and targets shifted by one; one transfer for both."""
-    both = moved(torch.from_numpy(chunk), device)
-    return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), segments, first_row=first_row)
 
 
 def _segments(offsets: np.ndarray, places: np.ndarray, device: torch.device | str) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from ..sources.hub import HubUnavailable, unpinned
 from ..sources.reading import read_documents, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool
-from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, tokenizer_notes
-from .token_cache import MANIFEST, Contents, Split, find_prepared, open_split, prepare, write_split
+from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, tokenizer_notes, warn_of_small_text
+from .token_cache import MANIFEST, Contents, Split, cache_folder, find_prepared, open_split, prepare, write_split
 from .token_shards import PRETOKENIZED, Tokens, load_pretokenized, manifest_of
-from .tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
+from .tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +100,8 @@ def prepare_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: st
             raise
         return _checked(corpus, dataset, tokenizer)
 
-    def make(folder: Path) -> Contents:
-        return _make(folder, source, dataset, tokenizer)
-
-    corpus = prepare(_folder(dataset, tokenizer, Path(cache), settings), settings, make, _read)
+    folder = cache_folder(cache, dataset, tokenizer, settings)
+    corpus = prepare(folder, settings, lambda staged: _make(staged, source, dataset, tokenizer), _read)
     return _checked(_with_revision_note(corpus, dataset, settings), dataset, tokenizer)
 
 
@@ -114,34 +113,24 @@ def prepared_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: s
         settings = _settings(dataset, tokenizer, open_source(dataset))
     except HubUnavailable:
         return _prepared_earlier(dataset, tokenizer, Path(cache))
-    return find_prepared(_folder(dataset, tokenizer, Path(cache), settings), settings, _read)
+    return find_prepared(cache_folder(cache, dataset, tokenizer, settings), settings, _read)
 
 
 def _settings(dataset: DatasetConfig, tokenizer: TokenizerConfig, source: Source | None) -> dict[str, Any]:
     """Everything that determines the files of a corpus: the key of the cache."""
-    return {
-        "format": FORMAT,
-        "dataset": selection(dataset, source),
-        "tokenizer": tokenizer_identity(tokenizer),
-    }
-
-
-def _folder(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: Path, settings: dict[str, Any]) -> Path:
-    return cache / f"{dataset.name}-{tokenizer.name}-{json_digest(settings)[:16]}"
+    return {"format": FORMAT, "dataset": selection(dataset, source), "tokenizer": tokenizer_identity(tokenizer)}
 
 
 def _make(folder: Path, source: Source, dataset: DatasetConfig, config: TokenizerConfig) -> Contents:
     """Writes the files of a corpus; returns the contents of its manifest."""
-    spool = Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")
-    try:
+    with closing(Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")) as spool:
         parts = read_documents(spool, source, dataset)
         if (size := spool.path.stat().st_size) > LARGE:
             log.warning("tokenizing %.0f MB of text, once: later runs reuse the tokens", size / 1e6)
-        tokenizer = make_tokenizer(config, spool, parts)
-        lost = tokenizer_notes(tokenizer, spool.texts(np.concatenate([parts["train"], parts["validation"]])))
+        whole = np.concatenate([parts["train"], parts["validation"]])
+        tokenizer = make_tokenizer(config, spool.sample(parts["train"]), spool.texts(whole))
+        lost = tokenizer_notes(tokenizer, spool.texts(whole))
         sizes = {name: write_split(folder, name, tokenizer, spool, part) for name, part in parts.items()}
-    finally:
-        spool.close()
     spool.path.unlink()
     tokenizer.save(folder)
     return {
@@ -170,12 +159,7 @@ def _checked(corpus: Corpus, dataset: DatasetConfig, tokenizer: TokenizerConfig)
     if bad and dataset.on_bad_row != "skip":
         first = next(note for note in corpus.notes if "bad row" in note)
         raise InputError(f"{first}. Correct them, or leave them out with dataset.on_bad_row=skip, which counts them.")
-    if tokenizer.name == BpeTokenizer.name and corpus.tokenizer.vocab_size < (tokenizer.vocab_size or 0):
-        log.warning(
-            "The text is too small to learn tokenizer.vocab_size=%d tokens: the tokenizer has %d.",
-            tokenizer.vocab_size,
-            corpus.tokenizer.vocab_size,
-        )
+    warn_of_small_text(tokenizer, corpus.tokenizer)
     return corpus
 
 
@@ -191,10 +175,8 @@ def _prepared_earlier(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache:
             without = {**there, "dataset": {**there["dataset"], "source": None}}
             if tuple(source.get(key) for key in ("repository", "config", "split", "column")) != requested:
                 continue
-            if (
-                without == _settings(dataset, tokenizer, None)
-                and (corpus := find_prepared(path.parent, there, _read)) is not None
-            ):
+            same = without == _settings(dataset, tokenizer, None)
+            if same and (corpus := find_prepared(path.parent, there, _read)) is not None:
                 log.warning(
                     "The hub cannot be reached: using revision %s, which was prepared before.", source["revision"]
                 )

@@ -13,8 +13,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +22,8 @@ from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.labelled import Labelled, LabelledSource, open_labelled, open_test_rows
 from ..sources.reading import VALIDATION_SHARE, RowReading, first_rows
 from .run_tokenizer import learned_tokenizer, tokenizer_identity, tokenizer_notes
-from .token_cache import Contents, find_prepared, prepare
+from .token_cache import Contents, RowCache
+from .token_shards import mapped
 from .tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1  # increased whenever the same rows and settings would give other files
@@ -62,16 +61,7 @@ class LabelledCorpus:
 def prepare_labelled(dataset: DatasetConfig, config: TokenizerConfig, cache: Path) -> LabelledCorpus:
     """The labelled texts of a config: from `cache` if they are there and intact, otherwise prepared and stored there.
     Raises InputError for data that cannot be used, and StorageError."""
-    source = open_labelled(dataset)
-    settings = _settings(dataset, config, source)
-
-    def make(folder: Path) -> Contents:
-        return _make(folder, source, dataset, config)
-
-    corpus = prepare(_folder(dataset, config, cache, settings), settings, make, _read)
-    if corpus.counts["bad_rows"] and dataset.on_bad_row != "skip":  # a run that skips bad rows prepared it
-        raise InputError(f"{corpus.notes[0]}. Correct them, or leave them out with dataset.on_bad_row=skip.")
-    return corpus
+    return _cached(dataset, config).prepare(cache)
 
 
 def preview_labelled(
@@ -79,14 +69,11 @@ def preview_labelled(
 ) -> tuple[LabelledCorpus | None, bool]:
     """The labelled texts of a config without writing to the cache, and whether they were in it. Texts that were not are
     prepared for this call only; None for texts that are still on the hub."""
-    source = open_labelled(dataset)
-    settings = _settings(dataset, config, source)
-    if (found := find_prepared(_folder(dataset, config, cache, settings), settings, _read)) is not None:
-        return found, True
+    cached = _cached(dataset, config)
     if dataset.format == "hub":
-        return None, False
-    with TemporaryDirectory(prefix="manual_backprop-") as folder:
-        return prepare_labelled(dataset, config, Path(folder)), False  # its files stay mapped after their deletion
+        found = cached.find(cache)
+        return found, found is not None
+    return cached.preview(cache)
 
 
 def open_test_split(dataset: DatasetConfig, corpus: LabelledCorpus) -> tuple[LabelledSplit, tuple[str, ...]]:
@@ -121,15 +108,13 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np
     return np.concatenate(rows).astype(tokenizer.dtype), offsets
 
 
-def _settings(dataset: DatasetConfig, config: TokenizerConfig, source: LabelledSource) -> Contents:
+def _cached(dataset: DatasetConfig, config: TokenizerConfig) -> RowCache[LabelledCorpus]:
+    source = open_labelled(dataset)
     share = dataset.validation if isinstance(dataset.validation, float) else None
     selected = {"source": source.identity(), "subset_size": dataset.subset_size, "validation": share}
     selected |= {"test_share": dataset.test_share}
-    return {"format": FORMAT, "dataset": selected, "tokenizer": tokenizer_identity(config)}
-
-
-def _folder(dataset: DatasetConfig, config: TokenizerConfig, cache: Path, settings: Contents) -> Path:
-    return cache / f"{dataset.name}-{config.name}-{json_digest(settings)[:16]}"
+    settings = {"format": FORMAT, "dataset": selected, "tokenizer": tokenizer_identity(config)}
+    return RowCache(dataset, config, settings, lambda folder: _make(folder, source, dataset, config), _read)
 
 
 def _make(folder: Path, source: LabelledSource, dataset: DatasetConfig, config: TokenizerConfig) -> Contents:
@@ -161,14 +146,11 @@ def _make(folder: Path, source: LabelledSource, dataset: DatasetConfig, config: 
 
 
 def _read(folder: Path, contents: Contents) -> LabelledCorpus:
-    def opened(name: str, what: str, dtype: Any, size: int) -> np.ndarray:
-        return np.memmap(folder / f"{name}{what}.bin", dtype, mode="r", shape=(size,))
-
     splits = {
         name: LabelledSplit(
-            opened(name, "", contents["dtype"], sizes["tokens"]),
-            opened(name, ".offsets", np.int64, sizes["texts"] + 1),
-            opened(name, ".labels", np.int64, sizes["texts"]),
+            mapped(folder / f"{name}.bin", contents["dtype"], sizes["tokens"]),
+            mapped(folder / f"{name}.offsets.bin", np.int64, sizes["texts"] + 1),
+            mapped(folder / f"{name}.labels.bin", np.int64, sizes["texts"]),
         )
         for name, sizes in contents["splits"].items()
     }

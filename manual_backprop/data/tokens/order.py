@@ -60,7 +60,7 @@ class Packed(Order):
 
     def __init__(self, windows: Windows, batch_size: int, accumulation_steps: int):
         self.windows, self.batch_size, self.rows = windows, batch_size, batch_size * accumulation_steps
-        self.tokens_per_step = self.rows * windows.sequence_length
+        self.tokens_per_step, self.notes = self.rows * windows.sequence_length, windows.notes
 
     def steps(self, epochs: float) -> float:
         return epochs * self.windows.windows_per_epoch / self.rows
@@ -209,7 +209,6 @@ def open_order(
         mask = bool(batching.mask_documents)
         windows = Windows(corpus.train, sequence_length, seed, corpus.train_offsets, dataset.max_length, mask)
         order = Packed(windows, batch_size, accumulation_steps)
-        order.notes = windows.notes
     return order if repeat is None else Repeated(order, repeat)
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +21,8 @@ from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.pairs import FilePairs, Pair, PairSource, open_test_pairs
 from ..sources.reading import VALIDATION_SHARE, RowReading, first_rows
 from .run_tokenizer import learned_tokenizer, tokenizer_identity, tokenizer_notes
-from .token_cache import Contents, find_prepared, prepare
+from .token_cache import Contents, RowCache, prepare
+from .token_shards import mapped
 from .tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1  # increased whenever the same pairs and settings would give other files
@@ -110,27 +109,12 @@ def open_pairs(dataset: DatasetConfig) -> PairSource:
 def prepare_pairs(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, cache: Path) -> PairCorpus:
     """The pairs of a config: from `cache` if they are there and intact, otherwise prepared and stored there. Raises
     InputError for data that cannot be used, and StorageError."""
-    source = open_pairs(dataset)
-    settings = _settings(dataset, config, shared, source)
-
-    def make(folder: Path) -> Contents:
-        return _make(folder, source, dataset, config, shared)
-
-    corpus = prepare(_folder(dataset, config, cache, settings), settings, make, _reader(shared))
-    if corpus.counts["bad_rows"] and dataset.on_bad_row != "skip":  # a run that skips bad rows prepared it
-        raise InputError(f"{corpus.notes[0]}. Correct them, or leave them out with dataset.on_bad_row=skip.")
-    return corpus
+    return _cached(dataset, config, shared).prepare(cache)
 
 
 def preview_pairs(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, cache: Path) -> PairCorpus:
     """The pairs of a config without writing to the cache: those that are not in it are prepared for this call only."""
-    source = open_pairs(dataset)
-    settings = _settings(dataset, config, shared, source)
-    found = find_prepared(_folder(dataset, config, cache, settings), settings, _reader(shared))
-    if found is not None:
-        return found
-    with TemporaryDirectory(prefix="manual_backprop-") as folder:
-        return prepare_pairs(dataset, config, shared, Path(folder))  # its files stay mapped after their deletion
+    return _cached(dataset, config, shared).preview(cache)[0]
 
 
 def open_test_split(dataset: DatasetConfig, corpus: PairCorpus, cache: Path) -> tuple[PairSplit, tuple[str, ...]]:
@@ -147,7 +131,7 @@ def open_test_split(dataset: DatasetConfig, corpus: PairCorpus, cache: Path) -> 
 
     def make(folder: Path) -> Contents:
         reading = RowReading(dataset.on_bad_row == "skip")
-        pairs = list(reading.read(source.pairs()))
+        pairs = list(reading.read(source.rows()))
         source.check_unchanged()
         if not pairs:
             raise InputError(f"dataset.test={dataset.test}: there are no pairs in it.")
@@ -160,15 +144,19 @@ def open_test_split(dataset: DatasetConfig, corpus: PairCorpus, cache: Path) -> 
     return prepare(cache / f"pairs-test-{json_digest(settings)[:16]}", settings, make, read)
 
 
-def _settings(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, source: PairSource) -> Contents:
+def _cached(dataset: DatasetConfig, config: TokenizerConfig, shared: bool) -> RowCache[PairCorpus]:
+    source = open_pairs(dataset)
     tokenizers = [tokenizer_identity(one) for one in _configs(config, shared)]
     share = dataset.validation if isinstance(dataset.validation, float) else None
     selected = {"source": source.identity(), "subset_size": dataset.subset_size, "validation": share}
-    return {"format": FORMAT, "dataset": selected, "tokenizers": tokenizers}
-
-
-def _folder(dataset: DatasetConfig, config: TokenizerConfig, cache: Path, settings: Contents) -> Path:
-    return cache / f"{dataset.name}-{config.name}-{json_digest(settings)[:16]}"
+    settings = {"format": FORMAT, "dataset": selected, "tokenizers": tokenizers}
+    return RowCache(
+        dataset,
+        config,
+        settings,
+        make=lambda folder: _make(folder, source, dataset, config, shared),
+        read=lambda folder, contents: _read(folder, contents, shared),
+    )
 
 
 def _configs(config: TokenizerConfig, shared: bool) -> list[TokenizerConfig]:
@@ -204,8 +192,8 @@ def _make(folder: Path, source: PairSource, dataset: DatasetConfig, config: Toke
 
 
 def _split(reading: RowReading, source: PairSource, dataset: DatasetConfig) -> dict[str, list[Pair]]:
-    found = reading.read(first_rows(source.pairs(), dataset.subset_size))
-    if (validation := source.validation_pairs()) is not None:
+    found = reading.read(first_rows(source.rows(), dataset.subset_size))
+    if (validation := source.validation_rows()) is not None:
         return {"train": list(found), "validation": list(reading.read(validation))}
     share = dataset.validation if isinstance(dataset.validation, float) else None
     share = share or source.test_share or VALIDATION_SHARE
@@ -225,13 +213,9 @@ def _split(reading: RowReading, source: PairSource, dataset: DatasetConfig) -> d
 
 def _tokenizers(config: TokenizerConfig, shared: bool, pairs: dict[str, list[Pair]]) -> Tokenizers:
     """The tokenizers. BPE learns from the training split; a character tokenizer has the characters of all splits."""
-    if shared:
-        one = _tokenizer(config, pairs, SIDES)
-        return Tokenizers(one, one)
-    source, target = (
-        _tokenizer(own, pairs, (side,)) for own, side in zip(_configs(config, shared), SIDES, strict=True)
-    )
-    return Tokenizers(source, target)
+    sides = [SIDES] if shared else [(side,) for side in SIDES]
+    made = [_tokenizer(own, pairs, side) for own, side in zip(_configs(config, shared), sides, strict=True)]
+    return Tokenizers(made[0], made[-1])
 
 
 def _tokenizer(config: TokenizerConfig, pairs: dict[str, list[Pair]], sides: Sequence[str]) -> Tokenizer:
@@ -282,14 +266,10 @@ def _encoded(tokenizer: Tokenizer, batch: list[Pair], side: str) -> Iterator[np.
         raise
 
 
-def _reader(shared: bool) -> Any:
-    def read(folder: Path, contents: Contents) -> PairCorpus:
-        splits = {name: _open_split(folder, contents, name) for name in contents["splits"]}
-        digest = json_digest(contents["settings"]["dataset"])
-        notes = tuple(contents["notes"])
-        return PairCorpus(Tokenizers.load(folder, shared), splits, digest, notes, contents["counts"])
-
-    return read
+def _read(folder: Path, contents: Contents, shared: bool) -> PairCorpus:
+    splits = {name: _open_split(folder, contents, name) for name in contents["splits"]}
+    digest = json_digest(contents["settings"]["dataset"])
+    return PairCorpus(Tokenizers.load(folder, shared), splits, digest, tuple(contents["notes"]), contents["counts"])
 
 
 def _open_split(folder: Path, contents: Contents, name: str) -> PairSplit:
@@ -297,9 +277,9 @@ def _open_split(folder: Path, contents: Contents, name: str) -> PairSplit:
     pairs = sizes["pairs"]
     sides: dict[str, np.ndarray] = {}
     for side in SIDES:
-        sides[side] = _mapped(folder / f"{name}.{side}.bin", np.uint32, sizes[side])
-        sides[f"{side}_offsets"] = _mapped(folder / f"{name}.{side}.offsets.bin", np.int64, pairs + 1)
-    places = _mapped(folder / f"{name}.places.bin", np.int64, pairs, 3)
+        sides[side] = mapped(folder / f"{name}.{side}.bin", np.uint32, sizes[side])
+        sides[f"{side}_offsets"] = mapped(folder / f"{name}.{side}.offsets.bin", np.int64, pairs + 1)
+    places = mapped(folder / f"{name}.places.bin", np.int64, pairs, 3)
     return PairSplit(
         **sides,
         places=places[:, :2],
@@ -307,7 +287,3 @@ def _open_split(folder: Path, contents: Contents, name: str) -> PairSplit:
         files=tuple(contents["files"]),
         kind_names=tuple(contents["kinds"]),
     )
-
-
-def _mapped(path: Path, dtype: Any, *shape: int) -> np.ndarray:
-    return np.memmap(path, dtype, mode="r", shape=shape) if shape[0] else np.empty(shape, dtype)

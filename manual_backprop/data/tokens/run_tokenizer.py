@@ -5,12 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...common.errors import InputError
 from ...config.schema import TokenizerConfig
 from ..sources.hub import is_commit
-from ..sources.spool import SAMPLE, SpooledText
+from ..sources.spool import SAMPLE
 from .tokenizer import END_TOKENS, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -32,35 +30,33 @@ def tokenizer_identity(config: TokenizerConfig) -> list[Any]:
     return [config.name, config.vocab_size] if config.name == BpeTokenizer.name else [config.name, None, None]
 
 
-def make_tokenizer(config: TokenizerConfig, text: SpooledText, parts: dict[str, np.ndarray]) -> Tokenizer:
-    """The tokenizer of a config, learned from a text if necessary. `parts` (documents, 2) are the splits of the text:
-    BPE learns from `train` alone, a character tokenizer has the characters of all."""
-    complete = complete_tokenizer(config)
-    if complete is not None:
-        return complete
-    if config.name == CharTokenizer.name:
-        return CharTokenizer.train(text.texts(np.concatenate([parts["train"], parts["validation"]])))
-    assert config.vocab_size is not None
-    return BpeTokenizer.train(text.sample(parts["train"]), config.vocab_size)
-
-
-def learned_tokenizer(config: TokenizerConfig, training: Sequence[str], everything: Iterable[str]) -> Tokenizer:
-    """The tokenizer of a config, learned from texts in memory if necessary: BPE learns from `training` (from an evenly
-    spread sample if that is large), a character tokenizer has the characters of `everything`."""
+def make_tokenizer(config: TokenizerConfig, training: Iterable[str], everything: Iterable[str]) -> Tokenizer:
+    """The tokenizer of a config, learned from texts if necessary: BPE learns from `training`, a character tokenizer has
+    the characters of `everything`."""
     complete = complete_tokenizer(config)
     if complete is not None:
         return complete
     if config.name == CharTokenizer.name:
         return CharTokenizer.train(everything)
     assert config.vocab_size is not None
-    learned = BpeTokenizer.train(training[:: 1 + sum(map(len, training)) // SAMPLE], config.vocab_size)
-    if learned.vocab_size < config.vocab_size:
+    return BpeTokenizer.train(training, config.vocab_size)
+
+
+def learned_tokenizer(config: TokenizerConfig, training: Sequence[str], everything: Iterable[str]) -> Tokenizer:
+    """`make_tokenizer` for texts in memory: BPE learns from an evenly spread sample if `training` is large."""
+    sample = training[:: 1 + sum(map(len, training)) // SAMPLE]
+    tokenizer = make_tokenizer(config, sample, everything)
+    warn_of_small_text(config, tokenizer)
+    return tokenizer
+
+
+def warn_of_small_text(config: TokenizerConfig, tokenizer: Tokenizer) -> None:
+    """Warns if BPE has learned fewer tokens than the config asks for."""
+    if config.name == BpeTokenizer.name and tokenizer.vocab_size < (config.vocab_size or 0):
         log.warning(
             "The text is too small to learn tokenizer.vocab_size=%d tokens: the tokenizer has %d.",
-            config.vocab_size,
-            learned.vocab_size,
+            *(config.vocab_size, tokenizer.vocab_size),
         )
-    return learned
 
 
 def complete_tokenizer(config: TokenizerConfig) -> Tokenizer | None:

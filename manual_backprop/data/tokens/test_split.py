@@ -4,6 +4,7 @@ It is tokenized when it is first needed, with the tokenizer of the run's corpus,
 and its digest do not depend on the test split.
 """
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
                 f"dataset={dataset.name} has no test split yet; give a file or a folder, as dataset.test=PATH to the "
                 "run or as --test PATH here."
             )
-        if dataset.path is not None and _same_place(dataset.path, dataset.test):
+        if dataset.path is not None and _place(dataset.path) == _place(dataset.test):
             raise InputError(
                 f"dataset.test={dataset.test}: the model was trained on this text. Give another file or folder, or "
                 "give --split train."
@@ -57,8 +58,8 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
     return _prepared(dataset, open_source(dataset), corpus, Path(cache))
 
 
-def _same_place(path: str, other: str) -> bool:
-    return Path(path).expanduser().resolve() == Path(other).expanduser().resolve()
+def _place(path: str) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Path) -> tuple[Split, tuple[str, ...]]:
@@ -71,16 +72,13 @@ def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Pat
     }
 
     def make(folder: Path) -> Contents:
-        spool = Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")
-        try:
-            spool.read(first_rows(source.documents(), dataset.subset_size))
+        with closing(Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")) as spool:
+            spool.read(first_rows(source.rows(), dataset.subset_size))
             source.check_unchanged()
             if not len(spool):
                 raise InputError(f"There is no text in {dataset.path or dataset.repository} to test on.")
             lost = tokenizer_notes(corpus.tokenizer, spool.texts(spool.parts()))
             sizes = write_split(folder, TEST_SPLIT, corpus.tokenizer, spool, spool.parts())
-        finally:
-            spool.close()
         spool.path.unlink()
         dtype = np.dtype(corpus.tokenizer.dtype).name
         return {"dtype": dtype, "splits": {TEST_SPLIT: sizes}, "notes": [*source.notes, *spool.notes(), *lost]}

@@ -2,8 +2,9 @@
 downloads nothing."""
 
 from dataclasses import dataclass
-from math import log2
 from pathlib import Path
+
+import numpy as np
 
 from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.documents import BadRow, FileSource
@@ -62,13 +63,10 @@ def _estimated_size(dataset: DatasetConfig) -> tuple[int | None, int | None, int
         return size, None, PYTHON_DOCS_CHARACTERS
     if size > MOST_TO_READ:
         return size, len(source.files), PYTHON_DOCS_CHARACTERS
-    texts = [document.text for document in source.documents() if not isinstance(document, BadRow)]
+    texts = [document.text for document in source.rows() if not isinstance(document, BadRow)]
     return size, len(texts), len(set().union(*map(set, texts)))
 
 
 def bytes_per_token(vocab_size: int) -> float:
     """The bytes per token of a byte-pair encoding that was learned from a few million bytes of English."""
-    place = min(max(log2(vocab_size) - 8, 0.0), len(BYTES_PER_TOKEN) - 1.0)
-    below = int(place)
-    above = min(below + 1, len(BYTES_PER_TOKEN) - 1)
-    return BYTES_PER_TOKEN[below] + (place - below) * (BYTES_PER_TOKEN[above] - BYTES_PER_TOKEN[below])
+    return float(np.interp(np.log2(vocab_size) - 8, np.arange(len(BYTES_PER_TOKEN)), BYTES_PER_TOKEN))

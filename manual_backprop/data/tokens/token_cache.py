@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ...common.digests import file_digest, json_digest
 from ...common.durable_files import put_in_place
-from ...common.errors import StorageError
+from ...common.errors import InputError, StorageError
+from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.spool import SpooledText
-from .token_shards import Tokens
+from .token_shards import Tokens, mapped
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,10 @@ QUIET_WAIT = 1.0  # [s] that a process waits for another before it logs that it 
 
 T = TypeVar("T")
 Contents = dict[str, Any]
+
+
+def cache_folder(cache: str | Path, dataset: DatasetConfig, tokenizer: TokenizerConfig, settings: Contents) -> Path:
+    return Path(cache) / f"{dataset.name}-{tokenizer.name}-{json_digest(settings)[:16]}"
 
 
 def find_prepared(folder: Path, settings: Contents, read: Callable[[Path, Contents], T]) -> T | None:
@@ -88,14 +94,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
-        lock.acquire(timeout=QUIET_WAIT)
+        held = lock.acquire(timeout=QUIET_WAIT)
     except Timeout:
         log.warning("waiting for another process, which is preparing %s", folder)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) -> None:
@@ -118,6 +122,38 @@ def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) ->
         shutil.rmtree(staged, ignore_errors=True)
     sizes = ", ".join(f"{split['tokens']} tokens ({name})" for name, split in contents["splits"].items())
     log.info("prepared %s in %.1f s: %s", sizes, time.monotonic() - begin, folder)
+
+
+@dataclass(frozen=True)
+class RowCache(Generic[T]):
+    """Texts in rows, labelled or in pairs, as tokens in the cache: `make` and `read` are those of `prepare`."""
+
+    dataset: DatasetConfig
+    tokenizer: TokenizerConfig
+    settings: Contents
+    make: Callable[[Path], Contents]
+    read: Callable[[Path, Contents], T]  # the result has `notes` and `counts`
+
+    def find(self, cache: Path) -> T | None:
+        folder = cache_folder(cache, self.dataset, self.tokenizer, self.settings)
+        return find_prepared(folder, self.settings, self.read)
+
+    def prepare(self, cache: Path) -> T:
+        """The rows from `cache` if they are there and intact, otherwise prepared and stored there. Raises InputError
+        for data that cannot be used, and StorageError."""
+        folder = cache_folder(cache, self.dataset, self.tokenizer, self.settings)
+        rows: Any = prepare(folder, self.settings, self.make, self.read)
+        if rows.counts["bad_rows"] and self.dataset.on_bad_row != "skip":  # a run that skips bad rows prepared it
+            raise InputError(f"{rows.notes[0]}. Correct them, or leave them out with dataset.on_bad_row=skip.")
+        return rows
+
+    def preview(self, cache: Path) -> tuple[T, bool]:
+        """The rows without writing to `cache`, and whether they were in it: otherwise they are prepared for this call
+        only."""
+        if (found := self.find(cache)) is not None:
+            return found, True
+        with TemporaryDirectory(prefix="manual_backprop-") as folder:
+            return self.prepare(Path(folder)), False  # its files stay mapped after their deletion
 
 
 # One split as two files
@@ -160,7 +196,7 @@ def open_split(folder: Path, contents: Contents, name: str) -> Split:
     """Open a split that `write_split` wrote; its sizes are in the manifest's `contents`."""
     sizes = contents["splits"][name]
     return Split(
-        np.memmap(folder / f"{name}.bin", contents["dtype"], mode="r", shape=(sizes["tokens"],)),
-        np.memmap(folder / f"{name}.offsets.bin", np.int64, mode="r", shape=(sizes["documents"] + 1,)),
+        mapped(folder / f"{name}.bin", contents["dtype"], sizes["tokens"]),
+        mapped(folder / f"{name}.offsets.bin", np.int64, sizes["documents"] + 1),
         sizes["bytes"],
     )

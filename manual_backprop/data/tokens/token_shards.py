@@ -95,13 +95,15 @@ def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
     check_digests(folder, contents, split)
     offsets, shards, begin = [np.zeros(1, dtype=np.int64)], [], 0
     for record in contents["splits"][split]["shards"]:
-        tokens = folder / f"{record['name']}.bin"
-        shards.append(
-            np.memmap(tokens, contents["dtype"], mode="r") if record["tokens"] else np.zeros(0, contents["dtype"])
-        )
+        shards.append(mapped(folder / f"{record['name']}.bin", contents["dtype"], record["tokens"]))
         offsets.append(np.fromfile(folder / f"{record['name']}.ends.bin", dtype=np.int64) + begin)
         begin += record["tokens"]
     return TokenShards(shards, np.concatenate(offsets), load_tokenizer(folder))
+
+
+def mapped(path: Path, dtype: Any, *shape: int) -> np.ndarray:
+    """The numbers in a file, memory-mapped and read-only; an empty file cannot be mapped."""
+    return np.memmap(path, dtype, mode="r", shape=shape) if shape[0] else np.empty(shape, dtype)
 
 
 def is_shards(path: str | Path) -> bool:

@@ -50,13 +50,8 @@ class Tokenizer:
     context = 0  # number of preceding tokens that the text of a token may depend on
 
     def __init__(self, file_content: str):
-        self._file_content = file_content
+        self.content = file_content  # of tokenizer.json
         self.digest = hashlib.sha256(file_content.encode("utf-8")).hexdigest()
-
-    @property
-    def content(self) -> str:
-        """The content of tokenizer.json."""
-        return self._file_content
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -77,7 +72,7 @@ class Tokenizer:
     @property
     def files(self) -> dict[str, str]:
         """{name: content} of the files that `save` writes."""
-        return {FILE_NAME: self._file_content}
+        return {FILE_NAME: self.content}
 
     def save(self, directory: str | Path, prefix: str = "") -> list[Path]:
         """Write the files into a folder. `prefix` begins their names, for a folder with several tokenizers."""
@@ -189,7 +184,8 @@ class BpeTokenizer(Tokenizer):
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # some have unused ids
         content = json.loads(file_content)
         self.settings = None if settings is None else _settings(settings)
-        self.end_token_id = usual = self._usual_end()
+        ends = (number for name in END_TOKENS if (number := self._tokenizer.token_to_id(name)) is not None)
+        self.end_token_id = usual = next(ends, None)
         if self.settings is not None and "eos_token" in self.settings:
             self.end_token_id = self._token_of("eos_token")
         if with_begin and content.get("post_processor") is not None:
@@ -208,10 +204,6 @@ class BpeTokenizer(Tokenizer):
         self.knows_all = _knows_every_byte(content, len(self._bytes))
         unknown = (content.get("model") or {}).get("unk_token")
         self.unknown_token_id = None if unknown is None else self._tokenizer.token_to_id(unknown)
-
-    def _usual_end(self) -> int | None:
-        ends = map(self._tokenizer.token_to_id, END_TOKENS)
-        return next((end for end in ends if end is not None), None)
 
     def _token_of(self, name: str) -> int | None:
         """The id of the token that the settings call `name`; None if that is null."""
@@ -245,11 +237,7 @@ class BpeTokenizer(Tokenizer):
 
     @classmethod
     def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int,
-        special_tokens: Sequence[str] = (END_TOKEN,),
-        min_frequency: int = 2,
+        cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_TOKEN,), min_frequency: int = 2
     ) -> BpeTokenizer:
         """Learn merges until there are `vocab_size` tokens, or until no pair occurs `min_frequency` times."""
         import tokenizers
@@ -369,15 +357,12 @@ def _knows_every_byte(content: dict[str, Any], n_bytes: int) -> bool:
         return False
     if n_bytes == 256 and model.get("byte_fallback"):
         return True
-    vocabulary = model.get("vocab") or {}
-    level = set(_kinds(content.get("pre_tokenizer")))
-    return "ByteLevel" in level and isinstance(vocabulary, dict) and _byte_letters() <= vocabulary.keys()
-
-
-def _byte_letters() -> set[str]:
     import tokenizers
 
-    return set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = model.get("vocab") or {}
+    letters = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    byte_level = "ByteLevel" in _kinds(content.get("pre_tokenizer"))
+    return byte_level and isinstance(vocabulary, dict) and letters <= vocabulary.keys()
 
 
 def _with_split_words(text: str) -> str:

@@ -5,6 +5,7 @@ Subclasses define inputs and outputs: `language_model.py`, `encoder_decoder.py`,
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from ...common.errors import CheckpointError, ConfigError, InputError
 from ...config.network import network_of_state
 from ...config.schema import CustomTransformerConfig
 from ..network import Network
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SIZES = {"vocab_size": 50257, "d_model": 256, "n_blocks": 4, "n_heads": 4, "d_ffn": 512, "max_seq_len": 256}
 
@@ -88,7 +91,7 @@ class NetworkWrapper:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint contains besides the parameters."""
-        return {"network": asdict(self.config), "training_steps": self.step}
+        return {"network": asdict(self.config)}
 
     def tensors_and_state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         """The content of a checkpoint: the parameters, not copied, and the state that describes them."""
@@ -106,23 +109,38 @@ class NetworkWrapper:
     def load_checkpoint(self, path: str | Path) -> None:
         """Replaces the parameters by those of a checkpoint, or of the newest one in a directory of checkpoints.
 
-        Raises CheckpointError, and changes nothing, if it is damaged or belongs to another network.
+        Another precision is converted, and a line of the log says so. Raises CheckpointError, and changes nothing,
+        if it is damaged or belongs to another network.
         """
         self.restore(_load(path))
 
     def restore(self, checkpoint: Any) -> None:
-        """Takes parameters and step from a checkpoint. Raises CheckpointError if it belongs to another network, and
-        InputError if its parameters do."""
-        _check_same_network(checkpoint.path, saved_network(checkpoint), self.config)
+        """Takes parameters and step from a checkpoint. Another precision is converted, and a line of the log says
+        so. Raises CheckpointError if it belongs to another network, and InputError if its parameters do."""
+        saved = saved_network(checkpoint)
+        _check_same_network(checkpoint.path, saved, self.config)
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.step = checkpoint.step
+        if saved.precision != self.config.precision:
+            log.warning(
+                "%s was saved with precision=%s and is loaded with precision=%s: parameters and an optimizer's moments "
+                "take this model's number formats, so that training does not continue bit for bit",
+                *(checkpoint.path, saved.precision, self.config.precision),
+            )
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **changes: Any) -> Self:
         """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
-        the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
+        the parameters do not depend on, `device="cpu"` for example; another precision converts it, and a line of the
+        log says so. Raises CheckpointError, also for another network, and ConfigError for `changes` that no network
+        can have."""
         checkpoint = _load(path)
-        fields = asdict(saved_network(checkpoint)) | {"device": "auto"} | changes
+        saved = saved_network(checkpoint)
+        if saved.network != cls.kind:
+            raise CheckpointError(
+                f"{checkpoint.path} belongs to another network: network is {saved.network} there and {cls.kind} here."
+            )
+        fields = asdict(saved) | {"device": "auto"} | changes
         model = cls(CustomTransformerConfig.of(fields))  # type: ignore[arg-type]
         model.restore(checkpoint)
         return model
