@@ -20,10 +20,7 @@ GROUPS = {
             "let a trained model label texts, or forecast, as JSON lines",
             'last --text "Run the event loop until it is stopped."',
         ),
-        "generate": (
-            "let a trained model continue a text",
-            'last --prompt "Return the" --temperature 0.8 --stop "."',
-        ),
+        "generate": ("let a trained model continue a text", 'last --prompt "Return the" --temperature 0.8 --stop "."'),
         "chat": ("write a text that a trained model continues", "last"),
         "convert": ("bring a model to transformers, or one from there", "to-hf last exported"),
         "summary": ("show what a model is made of, and what it costs", "last --shapes"),

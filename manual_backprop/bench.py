@@ -85,31 +85,30 @@ def parser() -> Parser:
     rows = "Rows\n" + _named(about_rows)
     cases = "Cases\n" + _named(about_cases())
     it = Parser("bench", "\n\n".join((DESCRIPTION, rows, cases, COLUMNS)), EXAMPLES)
+    add = it.add_argument
     add_choices(it, usual="--model medium")
-    it.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help=f"rows beside {SUBJECT} (all)")
-    it.add_argument("--rounds", type=whole(1), metavar="N", help="turns forth and back (5, more if steps are short)")
-    it.add_argument("--breakdown", action="store_true", help="also: time and memory by kind of work, ours and a peer's")
-    it.add_argument(
-        "--grow", action="store_true", help="instead: step time over T from 64 to 2048, and memory over the batch size"
-    )
-    it.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
-    it.add_argument(
+    add("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help=f"rows beside {SUBJECT} (all)")
+    add("--rounds", type=whole(1), metavar="N", help="turns forth and back (5, more if steps are short)")
+    add("--breakdown", action="store_true", help="also: time and memory by kind of work, ours and a peer's")
+    add("--grow", action="store_true", help="instead: step time over T from 64 to 2048, and memory over the batch size")
+    add("--json", type=Path, metavar="FILE", help="write all measurements there")
+    add(
         "--markdown",
         nargs="+",
         type=Path,
         metavar="FILE",
         help="instead: a table of what --json wrote, as in README.md",
     )
-    it.add_argument("--picture", type=Path, metavar="FILE", help="draw a picture there (PNG)")
-    it.add_argument(
+    add("--picture", type=Path, metavar="FILE", help="draw a picture there (PNG)")
+    add(
         "--gpu",
         action="store_true",
         help="instead: all measurements that need a GPU, the most important first; each part is saved when it ends",
     )
-    it.add_argument("--minutes", type=minutes, metavar="M", help="of --gpu: time limit in minutes (10)")
-    it.add_argument("--parts", nargs="+", choices=tuple(PARTS), metavar="P", help=f"of --gpu: {_parts()} (all)")
-    it.add_argument("--text", type=Path, metavar="FILE", help="of --gpu: training text of nanoGPT's networks in part e")
-    it.add_argument("--output", type=Path, metavar="DIRECTORY", help="of --gpu: for results.md and results.json")
+    add("--minutes", type=minutes, metavar="M", help="of --gpu: time limit in minutes (10)")
+    add("--parts", nargs="+", choices=tuple(PARTS), metavar="P", help=f"of --gpu: {_parts()} (all)")
+    add("--text", type=Path, metavar="FILE", help="of --gpu: training text of nanoGPT's networks in part e")
+    add("--output", type=Path, metavar="DIRECTORY", help="of --gpu: for results.md and results.json")
     return it
 
 

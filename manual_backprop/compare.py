@@ -26,13 +26,13 @@ RUN is `last`, a run id or its last six characters, or the path of a run directo
   {COMMAND} outputs/sweeps/SWEEP --picture comparison.png
   {COMMAND} outputs/sweeps/SWEEP --csv runs.csv
 
-The table has a row for each run and a column for each key in which the runs differ. The lowest validation loss comes
-first, unfinished runs come last. If another metric chooses the best checkpoint of a task (accuracy, exact match, chrF,
-RMSE), it has a column too. Below the table is the largest difference between the curves, at the steps that all runs
-have logged.
+The table has a row for each run and a column for each key in which the runs differ. The best run comes first: the one
+with the lowest validation loss, or, if another metric chooses the best checkpoint of their task (accuracy, exact match,
+chrF, RMSE), the best one by that metric, which has a column too. Unfinished runs come last. Below the table is the
+largest difference between the curves, at the steps that all runs have logged.
 
-The picture shows the final loss over the number that was swept, if that has at least three values, and otherwise the
-curves. If the runs differ only in settings that must not change the result ({", ".join(ALIKE)}), it also shows the
+The picture shows what ranks the runs over the number that was swept, if that has at least three values, and otherwise
+the curves. If the runs differ only in settings that must not change the result ({", ".join(ALIKE)}), it also shows the
 differences of the curves. The CSV file has a row for each run: its summary and its whole config, keys that differ
 first, and for each value where it came from, as on the page of python -m manual_backprop.visualize.
 """

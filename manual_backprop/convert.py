@@ -105,7 +105,7 @@ def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
 
 
 @enduring_output()
-def main(arguments: Sequence[str] | None = None) -> int | None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("convert", DESCRIPTION, EPILOG)
     parser.add_argument("direction", metavar="to-hf|from-hf", help="export to transformers, or import")
     parser.add_argument("source", metavar="SOURCE", help="to-hf: RUN; from-hf: a folder, or a name on the hub")
@@ -118,7 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
     refuse_used(options.folder)  # before the work
     (to_hf if options.direction == "to-hf" else from_hf)(options.source, options.folder)
-    return None
 
 
 if __name__ == "__main__":

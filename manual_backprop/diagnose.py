@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manual_backprop.common.columns import table_console
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, InputError, StorageError
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser
@@ -117,13 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("diagnose", DESCRIPTION, EPILOG)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the arguments of manual_backprop.run")
     config = config_described(parser.parse(arguments).overrides)
-
-    from rich.console import Console
-
     from manual_backprop.trained_models.saved_model import OUTPUTS
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
-    return EXIT_FAILED if diagnose(config, OUTPUTS, console) else EXIT_DONE
+    return EXIT_FAILED if diagnose(config, OUTPUTS, table_console()) else EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from manual_backprop.common.columns import table_console
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, add_device, add_run, whole
 from manual_backprop.trained_models.saved_model import RUN_HELP
@@ -55,18 +56,18 @@ Exit codes: 0 done, 2 wrong input, or the examples are missing or have changed. 
 python -m manual_backprop.sync RUN delivers the values later."""
 
 SPLITS = ("train", "validation", "test")  # only this command reads the last
-WIDTH = 110  # columns, if the output is not a terminal
 LIKELIEST = 5
 
 
 def show(console: Console, measured: Measured) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=measured.title, title_justify="left", box=None, show_header=bool(measured.headings))
     for heading in measured.headings or measured.rows[0]:
         table.add_column(heading, justify="right" if measured.headings and heading else "left")
     for row in measured.rows:
-        table.add_row(*map(_literal, row))
+        table.add_row(*map(escape, row))
     console.print(table)
     for note in measured.notes:
         console.print(f"{note[0].upper()}{note[1:]}.", markup=False, highlight=False, soft_wrap=True)
@@ -76,6 +77,7 @@ def show(console: Console, measured: Measured) -> None:
 
 def show_tokens(console: Console, tokens: Iterable[ShownToken]) -> None:
     """Print the first targets of the split with their losses and the likeliest tokens in their place."""
+    from rich.markup import escape
     from rich.table import Table
 
     losses: list[float] = []
@@ -86,17 +88,11 @@ def show_tokens(console: Console, tokens: Iterable[ShownToken]) -> None:
         if one.begins and losses:
             table.add_section()
         expected = "  ".join(f"{token} {value:.0%}" for token, value in one.likeliest)
-        table.add_row(*map(_literal, (str(place), f"{one.loss:.2f}", str(one.rank), one.target, expected)))
+        table.add_row(*map(escape, (str(place), f"{one.loss:.2f}", str(one.rank), one.target, expected)))
         losses.append(one.loss)
     console.print()
     console.print(table)
     console.print(f"mean loss of these {len(losses)} tokens: {sum(losses) / len(losses):.4f}")
-
-
-def _literal(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def show_samples(console: Console, saved: SavedModel, task: Task) -> None:
@@ -114,28 +110,16 @@ def show_samples(console: Console, saved: SavedModel, task: Task) -> None:
         console.print(text, markup=False, highlight=False)
 
 
-def main(arguments: Sequence[str] | None = None) -> int | None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("evaluate", DESCRIPTION, EPILOG)
+    add = parser.add_argument
     add_run(parser)
-    parser.add_argument("--split", choices=SPLITS, default="validation", help="a split of the run's data (validation)")
-    parser.add_argument(
-        "--test", metavar="PLACE", help="for --split test: a file, a folder or a split's name (the run's dataset.test)"
-    )
-    parser.add_argument(
-        "--max-batches",
-        type=whole(1),
-        metavar="N",
-        help="only the first N batches of training.batch_size rows (all)",
-    )
-    parser.add_argument(
-        "--generate", action="store_true", help="also continue the run's sample prompts, and count words"
-    )
-    parser.add_argument(
-        "--tokens", type=whole(1), metavar="N", help="show the first N tokens one by one, with the likeliest tokens"
-    )
-    parser.add_argument(
-        "--predictions", type=whole(1), metavar="N", help="show predictions of the first N rows, and which are right"
-    )
+    add("--split", choices=SPLITS, default="validation", help="a split of the run's data (validation)")
+    add("--test", metavar="PLACE", help="for --split test: a file, a folder or a split's name (the run's dataset.test)")
+    add("--max-batches", type=whole(1), metavar="N", help="only the first N batches of training.batch_size rows (all)")
+    add("--generate", action="store_true", help="also continue the run's sample prompts, and count words")
+    add("--tokens", type=whole(1), metavar="N", help="show the first N tokens one by one, with the likeliest tokens")
+    add("--predictions", type=whole(1), metavar="N", help="show predictions of the first N rows, and which are right")
     add_device(parser)
     options = parser.parse(arguments)
 
@@ -154,9 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
             parser.error(f"{name}: is not available for task={saved.task_name}; available: {', '.join(known)}")
     task = open_trained_task(saved, options.test)
 
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = table_console()
     measured = measure(saved, task, options.split, options.max_batches, options.predictions or 0)
     console.print()
     show(console, measured)
@@ -167,7 +149,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     console.print()
     metrics, tracking = metrics_of(measured, options.split), task.config.tracking.name
     console.print(log_evaluation(saved.found, saved.step, tracking, metrics), soft_wrap=True)
-    return None
 
 
 if __name__ == "__main__":

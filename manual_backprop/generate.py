@@ -81,21 +81,16 @@ def write_source(parser: Parser, options: Namespace) -> None:
             raise InputError(f"stdin, line {number}: {error}" if options.source == "-" else str(error)) from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int | None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("generate", DESCRIPTION, EPILOG)
+    add = parser.add_argument
     add_run(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help='what to continue; - reads stdin; "" starts a new document')
-    parser.add_argument(
-        "--source", metavar="SOURCE", help='in place of a prompt: a text, or numbers, as in "1 2 3 4"; - reads stdin'
-    )
+    add("--prompt", metavar="TEXT", help='what to continue; - reads stdin; "" starts a new document')
+    add("--source", metavar="SOURCE", help='in place of a prompt: a text, or numbers, as in "1 2 3 4"; - reads stdin')
     add_sampling(parser)
     add_search(parser)
-    parser.add_argument(
-        "--num-samples", type=whole(1), default=1, metavar="N", help="number of texts, each with the next seed (1)"
-    )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be given several times"
-    )
+    add("--num-samples", type=whole(1), default=1, metavar="N", help="number of texts, each with the next seed (1)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be given several times")
     usual = {"temperature": parser.get_default("temperature"), "top_k": parser.get_default("top_k")}
     parser.set_defaults(temperature=None, top_k=None)
     options = parser.parse(arguments)
@@ -103,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         parser.error("give --prompt TEXT, or --source SOURCE to a model of task=translation, reversal, copy or sort")
     if options.source is not None:
         write_source(parser, options)
-        return None
+        return
     for name, value in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -130,7 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         for piece in pieces:
             show(piece)
         print(flush=True)
-    return None
 
 
 if __name__ == "__main__":

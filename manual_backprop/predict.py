@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -45,51 +45,26 @@ Exit codes: 0 done, 2 wrong input, with its file and line (predictions before it
 AT_ONCE = 64  # inputs in a batch
 
 
-@contextmanager
-def opened(place: str) -> Iterator[Iterable[str]]:
-    """The lines of a file, or of stdin. Raises InputError if there is no such file, or if it is not UTF-8."""
-    if place == "-":
-        yield _decoded(sys.stdin.buffer, "stdin")
-        return
-    with ExitStack() as stack:
-        with _reading(place):
-            file = stack.enter_context(open(place, "rb"))
-        yield _decoded(_lines(file, place), place)
-
-
-@contextmanager
-def _reading(place: str) -> Iterator[None]:
-    """Turns an OSError while reading --file into an InputError. A broken pipe of the output stays what it is."""
+def lines_of(place: str) -> Iterator[str]:
+    """The lines of a file, or of stdin. Raises InputError if it cannot be read, or if it is not UTF-8."""
+    where = "stdin" if place == "-" else place
     try:
-        yield
+        with nullcontext(sys.stdin.buffer) if place == "-" else open(place, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and line.startswith(b"PAR1"):
+                    raise InputError(
+                        f"{where} is a Parquet file, and --file reads text: JSON lines, CSV, TSV, or an input in each "
+                        "line. Write its rows as one of these, as with pandas: "
+                        "read_parquet(FILE).to_csv(NEW_FILE, index=False)"
+                    )
+                yield line.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}, line {number}: byte {error.start} of the line is 0x{line[error.start]:02x}, which is not "
+            f"UTF-8 ({error.reason})"
+        ) from error
     except OSError as error:
         raise InputError(f"--file {place}: cannot be read ({error.strerror or error})") from error
-
-
-def _lines(file: Iterable[bytes], place: str) -> Iterator[bytes]:
-    lines = iter(file)
-    while True:
-        with _reading(place):
-            line = next(lines, None)
-        if line is None:
-            return
-        yield line
-
-
-def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if number == 1 and line.startswith(b"PAR1"):
-            raise InputError(
-                f"{where} is a Parquet file, and --file reads text: JSON lines, CSV, TSV, or an input in each line. "
-                "Write its rows as one of these, as with pandas: read_parquet(FILE).to_csv(NEW_FILE, index=False)"
-            )
-        try:
-            yield line.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}, line {number}: byte {error.start} of the line is 0x{line[error.start]:02x}, which is not "
-                f"UTF-8 ({error.reason})"
-            ) from error
 
 
 def show(predictor: Predictor, inputs: Iterator[Any]) -> int:
@@ -103,7 +78,7 @@ def show(predictor: Predictor, inputs: Iterator[Any]) -> int:
     return count
 
 
-def main(arguments: Sequence[str] | None = None) -> int | None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("predict", DESCRIPTION, EPILOG)
     add_run(parser)
     parser.add_argument(
@@ -128,11 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, independent of the terminal
     if options.file is None:
         show(predictor, map(predictor.read_text, options.text))
-        return None
-    with opened(options.file) as lines:
-        if not show(predictor, predictor.read_lines(lines, "stdin" if options.file == "-" else options.file)):
-            raise InputError(f"--file {options.file}: holds no input")
-    return None
+        return
+    where = "stdin" if options.file == "-" else options.file
+    if not show(predictor, predictor.read_lines(lines_of(options.file), where)):
+        raise InputError(f"--file {options.file}: holds no input")
 
 
 if __name__ == "__main__":

@@ -68,10 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if silent:
         _show(flags, options.overrides)
         return None
-    try:
+    with _violations_listed():
         checked = command_line.check(options.overrides, options.multirun, displayed=options.cfg is not None)
-    except ConfigError as error:
-        raise ConfigError([_report(error.violations)]) from None
     if options.cfg:
         _show(flags, checked.overrides)
     elif place is not None and (checked.multirun or checked.jobs[0].config.sweep.resume is not None):
@@ -120,17 +118,22 @@ def _resume_sweep(asked: Checked, options: argparse.Namespace) -> None:
         raise InputError("sweep.resume: a sweep resumes with its own command line; leave out everything else")
     sweep = find_sweep(Path("outputs"), str(asked.jobs[0].config.sweep.resume))
     overrides, composition.ExperimentsSearchPath.own_folder = given_to(sweep)
-    try:
+    with _violations_listed():
         checked = command_line.check(overrides, multirun=True)
-    except ConfigError as error:
-        raise ConfigError([_report(error.violations)]) from None
     resume_sweep(sweep, checked, Path.cwd(), partial(_run_sweep, ["--multirun"]))
 
 
-def _report(violations: list[str]) -> str:
-    places = "1 place" if len(violations) == 1 else f"{len(violations)} places"
-    listed = "\n".join(f"  {violation}" for violation in violations)
-    return f"The configuration is wrong in {places}; nothing was started.\n\n{listed}\n\nSee {COMMAND} --help"
+@contextmanager
+def _violations_listed() -> Iterator[None]:
+    """Replaces a ConfigError within this context by one with a line for each violation."""
+    try:
+        yield
+    except ConfigError as error:
+        count = len(error.violations)
+        places = "1 place" if count == 1 else f"{count} places"
+        listed = "\n".join(f"  {violation}" for violation in error.violations)
+        report = f"The configuration is wrong in {places}; nothing was started.\n\n{listed}\n\nSee {COMMAND} --help"
+        raise ConfigError([report]) from None
 
 
 def _read_options(given: list[str]) -> argparse.Namespace:
@@ -162,22 +165,18 @@ def _hydra_flags(options: argparse.Namespace) -> tuple[list[str], bool]:
     """The options for Hydra; and whether it only prints information, so that there is nothing to check."""
     if (options.resolve or options.package) and not options.cfg:
         raise InputError("--resolve and --package control how a config is shown; add --cfg job")
-    asked = [name for name in ("multirun", "cfg", "info", "hydra_help", "shell_completion") if getattr(options, name)]
+    package = ["--package", options.package] if options.package else []
+    flags = {
+        "multirun": ["--multirun"],
+        "cfg": ["--cfg", options.cfg, *["--resolve"] * options.resolve, *package],
+        "info": ["--info", options.info],
+        "hydra_help": ["--hydra-help"],
+        "shell_completion": ["--shell-completion"],
+    }
+    asked = [name for name in flags if getattr(options, name)]
     if len(asked) > 1:
         raise InputError(f"only one of {' and '.join('--' + name.replace('_', '-') for name in asked)} can be given")
-    flags = []
-    if options.multirun:
-        flags = ["--multirun"]
-    if options.cfg:
-        flags = ["--cfg", options.cfg, *(["--resolve"] * options.resolve)]
-        flags += ["--package", options.package] if options.package else []
-    if options.info:
-        flags = ["--info", options.info]
-    if options.hydra_help:
-        flags = ["--hydra-help"]
-    if options.shell_completion:
-        flags = ["--shell-completion"]
-    return flags, bool(options.info or options.hydra_help or options.shell_completion)
+    return flags[asked[0]] if asked else [], bool(asked) and asked[0] not in ("multirun", "cfg")
 
 
 def _show(flags: Sequence[str], overrides: Sequence[str]) -> None:
@@ -212,14 +211,10 @@ def _called_with(arguments: Sequence[str]) -> Iterator[None]:
 
 def _run_sweep(flags: list[str], overrides: list[str], task: Callable[[DictConfig], Any]) -> None:
     """Let Hydra run a sweep. Exceptions of its launcher or sweeper are raised, instead of Hydra's own error report."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
+    from hydra.core.utils import env_override
+
+    with env_override({"HYDRA_FULL_ERROR": "1"}):
         _run_hydra([*flags, *overrides], task)
-    finally:
-        del os.environ["HYDRA_FULL_ERROR"]
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from manual_backprop.common.columns import table_console
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, number
 from manual_backprop.trained_models.saved_model import RUN_HELP, names_a_run
@@ -31,10 +32,8 @@ Examples
 
 Exit codes: 0 done, 2 wrong input."""
 
-WIDTH = 110  # columns, if the output is not a terminal
 
-
-def main(arguments: Sequence[str] | None = None) -> int | None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("summary", DESCRIPTION, EPILOG)
     parser.add_argument("subject", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or the settings of a model")
     parser.add_argument(
@@ -48,22 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     runs = [one for one in options.subject if "=" not in one or names_a_run(one)]
     if runs and len(options.subject) > 1:
         parser.error(f"{runs[0]}: give either one RUN or overrides KEY=VALUE")
-    from manual_backprop.training.model_summary import described, show_cost, show_memory, show_parameters, trained
+    from manual_backprop.training import model_summary as tables
 
-    subject = trained(runs[0]) if runs else described(options.subject)
+    subject = tables.trained(runs[0]) if runs else tables.described(options.subject)
 
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = table_console()
     print(subject.line, end="\n\n", flush=True)
-    show_parameters(console, subject.network_config)
-    show_cost(console, subject, options.tflops)
-    show_memory(console, subject)
+    tables.show_parameters(console, subject.network_config)
+    tables.show_cost(console, subject, options.tflops)
+    tables.show_memory(console, subject)
     if options.shapes:
-        from manual_backprop.training.step_shapes import show_step
-
-        show_step(console, subject)
-    return None
+        tables.show_step(console, subject)
 
 
 if __name__ == "__main__":

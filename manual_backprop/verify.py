@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from manual_backprop.common.columns import table_console
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser
@@ -50,8 +51,6 @@ Examples
   {COMMAND} task=reversal network=encoder_decoder
 
 Exit codes: 0 all errors are below their limits, 1 some are not, 2 wrong arguments."""
-
-WIDTH = 110  # columns, if the output is not a terminal
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
@@ -98,11 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, unused = described_network(overrides, "verify")
         if unused:
             print(f"without effect, since only the network is verified: {', '.join(unused)}", file=sys.stderr)
-    from rich.console import Console
-
     from manual_backprop.study.gradient_check.verification import check_everything, check_one, one_thread, verdict_of
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = table_console()
     with one_thread():
         sections = check_one(config) if config else check_everything()
     show(sections, console)

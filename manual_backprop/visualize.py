@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
@@ -34,20 +35,17 @@ Exit codes: 0 done, 2 wrong input, 4 the exported file cannot be written, 130 in
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("visualize", DESCRIPTION, EPILOG)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="runs or sweeps, see above")
-    parser.add_argument("--port", type=whole(0), default=7860, metavar="N", help="0: any free port (7860)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="runs or sweeps, see above")
+    add("--port", type=whole(0), default=7860, metavar="N", help="0: any free port (7860)")
+    add(
         "--host",
         default="127.0.0.1",
         help="the address to listen on; with any but the local one, requests need a token (127.0.0.1)",
     )
-    parser.add_argument(
-        "--export", type=Path, metavar="FILE.html", help="write the page into a file instead of serving it"
-    )
-    parser.add_argument("--share", action="store_true", help="listen on all interfaces, with a random token")
-    parser.add_argument(
-        "--text", metavar="TEXT", help="with --export: show how the first run's best checkpoint reads this text"
-    )
+    add("--export", type=Path, metavar="FILE.html", help="write the page into a file instead of serving it")
+    add("--share", action="store_true", help="listen on all interfaces, with a random token")
+    add("--text", metavar="TEXT", help="with --export: show how the first run's best checkpoint reads this text")
     options = parser.parse(arguments)
     if options.port > 65535:
         parser.error(f"--port: must be at most 65535, was {options.port}")
@@ -70,13 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_export(session, options.export, options.text)
         print(f"wrote {options.export} ({options.export.stat().st_size / 1e6:.1f} MB)")
         return EXIT_DONE
-    launch(
-        options.runs,
-        host=options.host,
-        port=options.port,
-        share=options.share,
-        say=lambda line: print(line, flush=True),
-    )
+    launch(options.runs, host=options.host, port=options.port, share=options.share, say=partial(print, flush=True))
     return EXIT_DONE
 
 

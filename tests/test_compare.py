@@ -18,7 +18,7 @@ from manual_backprop.config.composition import is_choice
 from manual_backprop.tracking import FAILED, FINISHED, TrainingLogger, create_run_directory, load_training_log
 from manual_backprop.training.command_line import check
 from manual_backprop.training.comparison.picture import draw_comparison, swept_number
-from manual_backprop.training.comparison.runs import compare, difference_lines, largest_differences, should_coincide
+from manual_backprop.training.comparison.runs import compare, difference_lines, should_coincide
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -45,7 +45,7 @@ def write_run(root: Path, *overrides: str, losses: Sequence[float] = (5.0, 4.0),
 
 
 def test_what_else_a_task_measures_has_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The lowest loss comes first; the metric that chooses the best checkpoint stands beside it."""
+    """The metric that chooses the best checkpoint stands beside the loss, which ranks runs that do not share it."""
     paths = [write_run(tmp_path, f"seed={seed}", losses=[5.0 - seed]) for seed in (1, 2)]
     logger = TrainingLogger(paths[0])
     logger.log_validation(1, {"exact_match": 0.875})
@@ -57,6 +57,23 @@ def test_what_else_a_task_measures_has_a_column(tmp_path: Path, capsys: pytest.C
     heading, first, second = capsys.readouterr().out.splitlines()[:3]
     assert heading.split()[:6] == ["seed", "validation", "loss", "validation", "exact", "match"]
     assert (first.split()[:3], second.split()[:3]) == (["2", "3.5000", "-"], ["1", "4.5000", "0.875"])
+
+
+@pytest.mark.parametrize(("highest", "order"), [(True, ["2", "3", "1"]), (False, ["1", "3", "2"])])
+def test_runs_are_ranked_by_the_metric_of_their_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], highest: bool, order: list[str]
+) -> None:
+    paths = [write_run(tmp_path, f"training.max_steps={steps}", losses=[5.0 + steps]) for steps in (1, 2, 3)]
+    for path, value in zip(paths, (0.5, 0.75, 0.625), strict=True):
+        logger = TrainingLogger(path)
+        logger.log_validation(1, {"exact_match": value})
+        logger.finish()
+        content = json.loads((path / "run.json").read_text())
+        content |= {"best_metric": "validation/exact_match", "best_is_highest": highest}
+        (path / "run.json").write_text(json.dumps(content))
+    assert main([*map(str, paths), "--picture", str(tmp_path / "picture.png")]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:4]] == order
+    assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
 
 
 def test_what_sets_runs_apart_and_nothing_that_follows_from_it(tmp_path: Path) -> None:
@@ -87,8 +104,6 @@ def test_the_largest_difference_is_found_where_it_is(tmp_path: Path) -> None:
     one = write_run(tmp_path, "implementation=custom", losses=(6.0, 5.0, 4.0))
     two = write_run(tmp_path, "implementation=torch", losses=(6.0, 5.25, 4.125, 1.0))
     logs = [load_training_log(path) for path in (one, two)]
-    (training,) = largest_differences(logs)
-    assert (training.metric, training.step, training.value, training.steps) == ("train/loss", 2, 0.25, 3)
     assert difference_lines(logs) == [
         "largest difference of train/loss: 0.25 nats per token, after step 2 (3 steps compared)"
     ]
@@ -96,9 +111,9 @@ def test_the_largest_difference_is_found_where_it_is(tmp_path: Path) -> None:
 
 def test_a_value_that_is_not_finite_is_no_small_difference(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, losses=(6.0, last)) for last in (5.0, math.nan)]
-    training, validation = largest_differences([load_training_log(path) for path in paths])
-    assert (training.step, training.value) == (2, math.inf)
-    assert validation.value == math.inf
+    training, validation = difference_lines([load_training_log(path) for path in paths])
+    assert training.startswith("largest difference of train/loss: inf nats per token, after step 2 ")
+    assert validation.startswith("largest difference of validation/loss: inf nats per token, after step 2 ")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from manual_backprop.models.flops import flops_per_token
 from manual_backprop.models.implementations import build_network
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.trained_models.saved_model import load
-from manual_backprop.training import model_summary, step_shapes
+from manual_backprop.training import model_summary
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -90,7 +90,7 @@ def test_shapes_of_one_step(text: Path, capsys: pytest.CaptureFixture[str], impl
     from rich.console import Console
 
     subject = model_summary.described(described(text, f"implementation={implementation}"))
-    step_shapes.show_step(Console(width=summary.WIDTH), subject)
+    model_summary.show_step(Console(width=110), subject)
     shown = capsys.readouterr().out
     rows = re.findall(r"^ (\S+) +([\d x]+?) +(float32) +([\d,]+) +(yes|NO) *$", shown, flags=re.MULTILINE)
     found = {name: (shape, int(size.replace(",", "")), finite) for name, shape, _, size, finite in rows}
@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_named() -> None:
     network = build_network("custom", CustomTransformerConfig(vocab_size=9, d_model=4, n_blocks=2, n_heads=1, d_ffn=4))
     network.parameters["blocks.1.feed_forward.hidden.bias"][2] = math.nan
     tokens = torch.tensor([[1, 2, 3]])
-    loss, seen = step_shapes.one_step(network, Batch(tokens, tokens), 3)
+    loss, seen = model_summary.one_step(network, Batch(tokens, tokens), 3)
     finite = {one.name: one.finite for one in seen}
     assert math.isnan(loss)
     assert finite["blocks.1.residual"]

@@ -1,6 +1,20 @@
-"""Columns of text for a terminal."""
+"""Columns of text for a terminal, and the console of commands that print tables."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def table_console() -> Console:
+    """As wide as the terminal; 110 columns if the output is not one."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:

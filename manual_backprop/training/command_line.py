@@ -31,15 +31,7 @@ NOT_TRACKED = "tracking=none"  # a config that is only inspected needs no tracki
 UNKNOWN_VOCABULARY = 257  # vocabulary size assumed for a tokenizer that is not trained yet
 UNKNOWN_LABELS = 8  # number of classes assumed for labelled texts that are not read yet
 DESCRIBE_A_NETWORK = (
-    "task",
-    "network",
-    "model",
-    "architecture",
-    "tokenizer",
-    "precision",
-    "kernels",
-    "device",
-    "seed",
+    *("task", "network", "model", "architecture", "tokenizer", "precision", "kernels", "device", "seed"),
     "experiments",
 )
 MOST_JOBS = 1000  # of a sweep; more is probably a mistyped range
@@ -48,7 +40,6 @@ MOST_JOBS = 1000  # of a sweep; more is probably a mistyped range
 @dataclass(frozen=True)
 class Job:
     overrides: tuple[str, ...]  # what sets this job apart from the defaults
-    choices: Mapping[str, str]  # the option of each group
     config: RunConfig
     hydra: DictConfig  # Hydra's own settings
 
@@ -125,11 +116,7 @@ def keys_without_effect(overrides: Sequence[str]) -> list[str]:
 
 
 def check_with(
-    hydra: Composer,
-    arguments: Sequence[str],
-    multirun: bool = False,
-    base: Path | None = None,
-    displayed: bool = False,
+    hydra: Composer, arguments: Sequence[str], multirun: bool = False, base: Path | None = None, displayed: bool = False
 ) -> Checked:
     report = Report()
     overrides = OverrideReader(hydra, report).read(arguments)
@@ -168,8 +155,7 @@ def check_with(
         report.add_all(missing_here(config))
         if not multirun and not displayed:
             refuse_settings_without_effect(settings, chosen.hydra, report)
-        choices = {str(group): str(option) for group, option in chosen.hydra.runtime.choices.items()}
-        jobs.append(Job(lines, choices, config, chosen.hydra))
+        jobs.append(Job(lines, config, chosen.hydra))
     report.raise_if_wrong(len(plans))
     swept = tuple(str(override.key_or_group) for override in ours if override.is_sweep_override())
     searches = multirun and not str(master.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")

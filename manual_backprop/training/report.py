@@ -11,21 +11,27 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
 
 from ..common.allocator import memory_below_peak, trim_freed_memory
 from ..common.durable_files import storage_errors
 from ..common.errors import StorageError
 from ..common.origin import SEPARATOR, SOURCES
 from ..common.plain_text import visible
+from ..config.plugins import given_plugins
 from ..models.flops import flops_per_token, matrix_product_rate
 from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
 from ..tasks import Evaluated, Final
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
+from ..tracking.late_delivery import next_in_mlflow
 from ..tracking.progress import ProgressLine
 from ..tracking.provenance import commit_tags, write_provenance
 from .inspection.inspector import BASELINE_NOTE
 from .inspection.pictures import draw_inspection
-from .run_facts import RunFacts
+from .run_state import RunFacts
 from .training_progress import draw_training_progress
 
 TRAINING_PROGRESS = "training_progress.png"
@@ -210,6 +216,39 @@ class RunReport:
             self.inspection(whole=status != FAILED)
         finally:
             self.tracker.finish(status)
+
+    def summary(
+        self, evaluated: Evaluated, final: Final, predictions: Sequence[str], skipped: int, seconds: float
+    ) -> None:
+        """Prints the end of a run: results, where they are stored, and the next commands. `skipped`: steps that were
+        not finite; `seconds`: since the run was built in this process."""
+        facts, directory = self.facts, self.directory
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for title, text in (*evaluated.summary, *final.summary):
+            table.add_row(title, text)
+        steps = facts.model.step - facts.first_step
+        early = f" of {facts.max_steps - facts.first_step}, stopped early" if facts.model.step < facts.max_steps else ""
+        tokens = facts.order.tokens_before(facts.model.step)
+        table.add_row("trained", f"{steps} steps{early}, {tokens:,} tokens; {seconds:.0f} s in all")
+        if skipped:
+            table.add_row("not finite", f"{skipped} steps were skipped")
+        table.add_row("run directory", os.path.relpath(directory.path))
+        console = Console(soft_wrap=True)
+        console.print()
+        for text in predictions[:1]:
+            console.print(
+                Panel(escape(text.strip()), title=facts.task.predictions_title, title_align="left"), soft_wrap=False
+            )
+        console.print(table)
+        console.print("\nNext:", style="bold")
+        further = "training.patience=null" if early else f"training.max_steps={2 * facts.max_steps}"
+        plugins = "".join(f"--plugin {given} " for given in given_plugins())
+        if facts.config.tracking.name == "mlflow":
+            console.print(f"  {next_in_mlflow(directory.path, 'compare runs')}", highlight=False)
+        resume = f"python -m manual_backprop.run {plugins}resume={directory.path.name} {further}"
+        console.print(f"  {resume}", highlight=False)
 
     def _dataset(self) -> Dataset:
         task = self.facts.task

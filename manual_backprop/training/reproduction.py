@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,10 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
 def changes_since(then: Path, runner: Runner) -> list[str]:
     """Everything known to differ between a run and its repetition, in sentences."""
     from manual_backprop.tracking.environment import differing, environment_of
-    from manual_backprop.tracking.tracker import environment_of_run
+    from manual_backprop.tracking.tracker import Tracked, environment_of_run
     from manual_backprop.training.resume import NAMES_ONLY, config_of_run
 
-    run, tags = read_run(then), _tags_of(then)
+    run, tags = read_run(then), Tracked.read(then).tags
     before, now = environment_of_run(then), environment_of(runner.model.network)
     found = _code(before, now) + _packages(then) + differing(before, now)
     data = {tag.removesuffix("_digest"): digest for tag, digest in runner.task.digests.items()}
@@ -125,12 +126,6 @@ def _packages(then: Path) -> list[str]:
     ]
 
 
-def _tags_of(path: Path) -> dict[str, str]:
-    from manual_backprop.tracking.tracker import Tracked
-
-    return Tracked.read(path).tags
-
-
 def _verdict(then: Path, now: Path) -> tuple[bool, str]:
     """Whether everything that both runs logged is the same, and a sentence about it."""
     first, second = load_training_log(then), load_training_log(now)
@@ -149,22 +144,21 @@ def _verdict(then: Path, now: Path) -> tuple[bool, str]:
 
 def compare(then: TrainingLog, now: TrainingLog) -> tuple[int, list[tuple[int, str, float, float]]]:
     """The number of steps that both logged, and their differences: (step, metric, then, now)."""
-    steps: set[int] = set()
-    differences = []
-    for name in COMPARED:
-        values = []
-        for log in (then, now):
-            series = (log.validation if name.startswith("validation/") else log.training).get(name)
-            values.append(dict(zip(series.steps, series.values, strict=True)) if series else {})
-        both = values[0].keys() & values[1].keys()
-        steps |= both
-        differences += [
-            (step, name, values[0][step], values[1][step])
-            for step in sorted(both)
-            if not _same(values[0][step], values[1][step])
-        ]
-    return len(steps), differences
+    before, after = _points(then), _points(now)
+    both = before.keys() & after.keys()
+    differences = [
+        (step, name, before[step, name], after[step, name])
+        for step, name in sorted(both)
+        if before[step, name] != after[step, name] and not (isnan(before[step, name]) and isnan(after[step, name]))
+    ]
+    return len({step for step, _ in both}), differences
 
 
-def _same(one: float, other: float) -> bool:
-    return one == other or (one != one and other != other)
+def _points(log: TrainingLog) -> dict[tuple[int, str], float]:
+    """The compared metrics of a run: {(step, metric): value}."""
+    return {
+        (step, name): value
+        for name, series in {**log.training, **log.validation}.items()
+        if name in COMPARED
+        for step, value in zip(series.steps, series.values, strict=True)
+    }

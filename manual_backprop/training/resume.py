@@ -24,13 +24,7 @@ from ..trained_models.initial_weights import with_initial_model
 
 # The state in every run's checkpoint, besides its tensors; run_state.py writes it. A task adds the digests of what its
 # examples depend on (`Task.digests`).
-STATE = {
-    "config": dict,
-    "network": dict,
-    "dataset_digest": str,
-    "metrics_length": int,
-    "made_with": dict,
-}
+STATE = {"config": dict, "network": dict, "dataset_digest": str, "metrics_length": int, "made_with": dict}
 _MUST_STAY = (
     *("model.", "architecture.", "tokenizer.", "dataset.name", "precision.name", "optimizer.name", "seed", "init_from"),
     *("task.", "network", "batching.", "dataset.max_length"),
@@ -40,15 +34,8 @@ _MAY_CHANGE = {
     *("model.dropout", "model.learning_rate", "architecture.learning_rate_scale"),
     "tokenizer.path",  # its content must not change, which is checked when it is loaded
 }
-NAMES_ONLY = (
-    "resume",
-    "run_name",
-    "experiment_name",
-    "tags.",
-    "plan",
-    "plugins",
-    "tracking.",
-)  # no result depends on them
+# no result depends on these
+NAMES_ONLY = ("resume", "run_name", "experiment_name", "tags.", "plan", "plugins", "tracking.")
 
 
 @dataclass(frozen=True)

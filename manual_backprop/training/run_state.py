@@ -1,4 +1,6 @@
-"""The content of a run's checkpoint, and how a run is restored from it.
+"""The facts of a run, the content of its checkpoint, and how a run is restored from it.
+
+Report and state depend on the facts and not on the Runner.
 
 The tensors are the parameters and the whole state of the optimizer. Config and step determine the rest: the next
 windows, the learning rate, the dropout masks. The state records what is not in the config: digests of the data, the
@@ -8,27 +10,41 @@ length of metrics.jsonl, and the number of threads, on which sums depend.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..config.rules import shown
+from ..config.schema import RunConfig
 from ..config.validation import validate, with_defaults
+from ..data.tokens.order import Order
 from ..models.wrappers.wrapper import NetworkWrapper
 from ..optim.improvement import Improvement
 from ..optim.optimizers import Optimizer
 from ..optim.schedule import build_schedule, max_steps
+from ..tasks import Task
 from ..tracking import RunDirectory
 from ..tracking.environment import differing, environment_of, other_version
 from ..tracking.tracker import environment_of_run
 from .resume import changed_settings
-from .run_facts import RunFacts
 
 log = logging.getLogger(__name__)
 
 HIGHER = 1.1  # times the rate of the checkpoint's own schedule: a next rate above that is reported as a jump
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The facts of a run that are known before its first step. `model.step` counts the steps."""
+
+    config: RunConfig
+    task: Task
+    model: NetworkWrapper
+    order: Order
+    first_step: int  # optimizer steps that earlier processes have made
+    max_steps: int
 
 
 def tensors_of(model: NetworkWrapper, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -67,9 +67,7 @@ from .processes.reduction import GroupReduction, NullObject, Requests, digest_of
 from .processes.start import joined, run_in_processes
 from .report import RunReport
 from .resume import Resumed, open_resumed
-from .run_facts import RunFacts
-from .run_state import report_changes, restore, state_of, tensors_of
-from .summary_page import print_summary
+from .run_state import RunFacts, report_changes, restore, state_of, tensors_of
 
 COMPARED_EVERY = 100  # steps between two checks that all processes have the same parameters; also before each save
 
@@ -97,13 +95,13 @@ def run_job(
 
 def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Interruption, group: Processes) -> float:
     """`run_job` in each of the processes that share the run."""
-    resumed = None
-    if group.is_first:
-        close_dead_runs(outputs)
-        resumed = None if config.resume is None else open_resumed(config, outputs)
-    group.gathered(None)  # waits until the first process has marked dead runs and owns this one
-    if config.resume is not None and resumed is None:
-        resumed = open_resumed(config, outputs, owned=False)
+
+    def resume() -> Resumed | None:
+        if group.is_first:
+            close_dead_runs(outputs)
+        return None if config.resume is None else open_resumed(config, outputs, owned=group.is_first)
+
+    resumed = group.first_alone(resume)  # the others wait until the first has marked dead runs and owns this one
     try:
         with memory_errors(lambda: what_would_fit(config, network_of(config, outputs))):
             return Runner(config, outputs, interruption, resumed, origin).run()
@@ -258,8 +256,9 @@ class Runner:
         del tensors
         self.interruption.defer()
         self.interruption.raise_if_received("no step was made, so there was nothing to save.")
-        if not self.group.is_first:
-            return self._follow()
+        if not self.group.is_first:  # trains like the first process, but writes, logs and prints nothing
+            nothing: Any = NullObject()
+            return self._train(nothing, nothing, nothing)
         directory, tracker = self._open_run()
         self.directory = directory
         report = RunReport(self.facts, directory, tracker)
@@ -269,7 +268,7 @@ class Runner:
                 try:
                     self.interruption_point(directory, tracker)
                     report.start()
-                    self._train(directory, tracker, report)
+                    reached = self._train(directory, tracker, report)
                     self._tolerating_storage_errors(report.gradient_check)
                     status = FINISHED
                 except Interrupted:
@@ -282,20 +281,13 @@ class Runner:
                     report.end(status)
         finally:
             directory.release()
-        assert self.evaluated is not None
-        if self.origin.sweep is None:  # a sweep prints a table of all its jobs instead
+        if self.evaluated is not None and self.origin.sweep is None:  # a sweep prints a table of all its jobs instead
             skipped, seconds = int(self.optimizer.nonfinite_steps), time.monotonic() - self.started
-            print_summary(self.facts, directory, self.evaluated[1], self.final, self.predictions, skipped, seconds)
-        return self.evaluated[1].metrics[self.task.best_metric]
+            report.summary(self.evaluated[1], self.final, self.predictions, skipped, seconds)
+        return reached
 
-    def _follow(self) -> float:
-        """Trains like the first process, but writes, logs and prints nothing."""
-        nothing: Any = NullObject()
-        self._train(nothing, nothing, nothing)
-        assert self.evaluated is not None
-        return self.evaluated[1].metrics[self.task.best_metric]
-
-    def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
+    def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> float:
+        """The loop. Returns the final value of the metric by which the task chooses the best checkpoint."""
         training = self.config.training
         seconds, steps = 0.0, 0  # since the last log; without evaluations and saves
         self.saved_at = time.monotonic()
@@ -342,6 +334,8 @@ class Runner:
             with acting_as(ALONE):  # the other processes are done, and wait for this one
                 self.final = self.task.final(self.model, directory.path)
             report.final(self.final)
+        assert self.evaluated is not None
+        return self.evaluated[1].metrics[self.task.best_metric]
 
     def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
         """Reports a step; with label smoothing also its loss without. `seconds` is the mean time of a step."""
@@ -461,10 +455,7 @@ class Runner:
         if self.is_over and self.config.training.eval_batches is not None and self.step < self.max_steps:
             evaluated = self._measure()
         report.evaluation(evaluated)
-        name, value = (
-            task.best_metric,
-            evaluated.metrics[task.best_metric],
-        )  # the metric that chooses the best checkpoint
+        name, value = task.best_metric, evaluated.metrics[task.best_metric]  # chooses the best checkpoint
         if not math.isfinite(value):
             raise NotFiniteError(
                 f"The {name.replace('/', ' ')} after step {self.step} is {value}: the parameters have diverged. Try a "

@@ -130,7 +130,7 @@ def test_what_stands_on_the_right_is_what_a_run_is_made_of(hydra: Composer, row:
         config = flatten(job.config.to_dict())
         for override in overrides:
             key, _, value = override.partition("=")
-            assert job.choices[key] == value if is_choice(key) else same(config[key], value), override
+            assert job.runtime.choices[key] == value if is_choice(key) else same(config[key], value), override
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.there.strip("`"))

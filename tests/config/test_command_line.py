@@ -175,7 +175,7 @@ def test_an_unknown_option_blames_nothing_else(hydra: Composer) -> None:
 def test_a_sweep_is_every_combination(hydra: Composer) -> None:
     checked = check_with(hydra, ["model=tiny,small", "seed=range(1,4)"], multirun=True)
     assert checked.multirun
-    assert [(job.choices["model"], job.config.seed) for job in checked.jobs] == [
+    assert [(job.runtime.choices["model"], job.config.seed) for job in checked.jobs] == [
         (model, seed) for model in ("tiny", "small") for seed in (1, 2, 3)
     ]
     assert checked.jobs[0].overrides == ("model=tiny", "seed=1")

@@ -57,7 +57,7 @@ def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
     checked = compose(hydra, [], tmp_path)
     assert checked.multirun is False
     (job,) = checked.jobs
-    assert {group: job.choices[group] for group in (*groups(), "experiments")} == {
+    assert {group: job.runtime.choices[group] for group in (*groups(), "experiments")} == {
         "task": "language_model",
         "model": "small",
         "architecture": "gpt2",
@@ -90,7 +90,7 @@ def test_every_option_composes(hydra: Composer, tmp_path: Path, group: str, opti
     if group == "dataset":
         needed = [f"task={next(task for task, datasets in DATASETS.items() if option in datasets)}"]
     (job,) = compose(hydra, [f"{group}={option}", *needed], tmp_path).jobs
-    assert job.choices[group] == option
+    assert job.runtime.choices[group] == option
     part = getattr(job.config, group)
     if "name" in {key.name for key in fields(part)}:
         assert part.name == option

@@ -192,7 +192,7 @@ def without_task(run: Path) -> None:
         (state.parent / "manifest.json").write_bytes(_manifest_of(state.parent))
 
 
-@pytest.mark.parametrize("name", ["runner", "report", "run_state", "run_facts", "summary_page"])
+@pytest.mark.parametrize("name", ["runner", "report", "run_state"])
 def test_a_run_knows_no_task_by_name(name: str) -> None:
     """Nothing of texts, tokenizers or counting models; and nobody but the Runner's own module knows a Runner."""
     tree = ast.parse((Path(manual_backprop.__file__).parent / "training" / f"{name}.py").read_text())

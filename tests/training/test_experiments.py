@@ -70,7 +70,7 @@ def test_every_job_is_valid(name: str, root: Path) -> None:
     swept = swept_by(name)
     assert checked.multirun == bool(swept)
     assert len(checked.jobs) == prod(map(len, swept.values()))
-    seen = [{**flatten(job.config.to_dict()), **job.choices} for job in checked.jobs]
+    seen = [{**flatten(job.config.to_dict()), **job.runtime.choices} for job in checked.jobs]
     for key, values in swept.items():
         assert {as_said(settings[key]) for settings in seen} == {as_said(value) for value in values}
 
@@ -119,5 +119,5 @@ def test_an_experiment_s_values_can_be_replaced_by_the_command_line(root: Path) 
     name = "learning_rate_by_size"
     checked = check([*arguments(name), "model=tiny", "optimizer.learning_rate=1,2,3,4,5,6,7", "seed=1,2"])
     assert len(checked.jobs) == 1 * 2 * 7 * 2
-    assert {job.choices["model"] for job in checked.jobs} == {"tiny"}
+    assert {job.runtime.choices["model"] for job in checked.jobs} == {"tiny"}
     assert {job.config.optimizer.learning_rate for job in checked.jobs} == {1, 2, 3, 4, 5, 6, 7}

@@ -111,7 +111,7 @@ def test_a_signal_when_the_run_is_done_ends_the_command(text: Path, tmp_path: Pa
     """The run is FINISHED, but nothing after it, such as another job, starts."""
     config = config_of(text, "training.max_steps=1")
     monkeypatch.setattr(
-        "manual_backprop.training.runner.print_summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM)
+        "manual_backprop.training.report.RunReport.summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM)
     )
     with pytest.raises(Interrupted, match="was already complete") as caught:
         run_job(config, tmp_path)

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ from manual_backprop.training.sweeps.records import (
     best_of,
     job_name,
     measured,
+    ranking,
     runs_of_sweep,
 )
+from manual_backprop.training.sweeps.sweep import _objective
 from manual_backprop.training.sweeps.table import as_csv, as_markdown, as_text
 
 HERE = ("dataset.path=text.txt", "device.threads=null")  # threads are the launcher's to divide
@@ -95,6 +98,7 @@ def test_the_table_is_best_first(swept: tuple[Path, subprocess.CompletedProcess[
     assert re.split(" {2,}", lines[0]) == [
         "overrides", "validation loss", "tokens a second", "status", "run directory",
     ]  # fmt: skip
+    assert "\nranked by:     validation loss, the lowest first\n" in done.stdout
     assert ["FINISHED" in line for line in lines[1:]] == [True, True, False, False]
     with (the_sweep(root) / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -236,7 +240,8 @@ def test_cells_of_the_table_have_no_quotes_of_the_command_line() -> None:
 
 
 def test_what_else_a_task_measures_has_a_column(tmp_path: Path) -> None:
-    """The loss ranks; the metric that chooses the best checkpoint stands beside it, where that is another one."""
+    """The metric that chooses the best checkpoint stands beside the loss, where that is another one; jobs that do not
+    share it are ranked by the loss."""
     run = create_run_directory(tmp_path / "outputs", "labels")
     logger = TrainingLogger(run.path)
     logger.log_validation(1, {"loss": 0.5, "accuracy": 0.25})
@@ -245,6 +250,7 @@ def test_what_else_a_task_measures_has_a_column(tmp_path: Path) -> None:
     run.release()
     found = measured(record(0, "FINISHED", None, "seed=1"), run.path)
     assert (found.validation_loss, found.metric, found.metric_value) == (0.25, "validation/accuracy", 0.75)
+    assert found.highest_is_best
     records = [found, record(1, "FINISHED", 0.125, "seed=2"), record(2, "WAITING")]
     heading, first, second, _ = as_text(records).splitlines()
     assert heading.split("  ")[0] == "overrides"
@@ -255,6 +261,49 @@ def test_what_else_a_task_measures_has_a_column(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(records))))
     assert [row["validation_accuracy"] for row in rows] == ["", "0.75", ""]
     assert "accuracy" not in as_text(records[1:])
+
+
+@pytest.mark.parametrize(
+    ("metric", "highest", "order", "searched"),
+    [
+        ("validation/accuracy", True, [1, 2, 0, 3], [-0.5, -0.75, -0.625]),
+        ("validation/rmse", False, [0, 2, 1, 3], [0.5, 0.75, 0.625]),
+        (None, False, [2, 1, 0, 3], [3.0, 2.0, 1.0]),
+    ],
+)
+def test_jobs_are_ranked_by_the_metric_of_their_task(
+    metric: str | None, highest: bool, order: list[int], searched: list[float]
+) -> None:
+    """Their losses fall from job to job. Optuna minimizes, so a score is negated, unless the user lets it maximize."""
+    own = [0.5, 0.75, 0.625] if metric else [None] * 3
+    records = [
+        replace(record(number, "FINISHED", 3.0 - number), metric=metric, metric_value=value, highest_is_best=highest)
+        for number, value in enumerate(own)
+    ]
+    records.append(replace(record(3, "KILLED", 0.125), metric=metric, metric_value=9.0 if highest else 0.125))
+    assert ranking(records) == (metric or "validation/loss", highest)
+    assert [one.number for one in best_first(records)] == order
+    equal = [replace(one, metric_value=one.metric_value and 0.0) for one in records]  # their losses decide
+    assert [one.number for one in best_first(equal)] == [2, 1, 0, 3]
+    best = best_of(records)
+    assert best is not None
+    assert best.number == order[0]
+    assert [_objective(one, {"direction": "minimize"}) for one in records] == [*searched, None]
+    assert [_objective(one, {"direction": "maximize"}) for one in records] == [*(own if metric else searched), None]
+
+
+def test_a_record_of_a_version_that_ranked_by_the_loss(tmp_path: Path) -> None:
+    """It says nothing about the direction of its metric; the run does."""
+    run = create_run_directory(tmp_path / "outputs", "labels")
+    TrainingLogger(run.path).log_validation(1, {"loss": 0.5, "accuracy": 0.25})
+    run.update(best_metric="validation/accuracy", best_is_highest=True)
+    run.release()
+    records = Records(tmp_path / "outputs" / "sweeps" / "sweep")
+    records.folder.mkdir(parents=True)
+    content = asdict(measured(record(0), run.path))
+    assert content.pop("highest_is_best") is True
+    (records.folder / "0000.json").write_text(json.dumps(content))
+    assert records.read_all() == [measured(record(0), run.path)]
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:

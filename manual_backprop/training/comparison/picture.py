@@ -1,4 +1,4 @@
-"""The picture of several runs: their final losses over a swept number, or else their curves.
+"""The picture of several runs: their final losses, or what else ranks them, over a swept number; or else their curves.
 
 If the runs differ only in settings that must not change the result, the differences are drawn below the curves.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from manual_backprop.common.pictures import new_figure, picture, save_figure, with_grid
-from manual_backprop.training.comparison.runs import LOSSES, Compared, in_words, should_coincide, spreads
+from manual_backprop.training.comparison.runs import LOSS, LOSSES, Compared, Metric, in_words, should_coincide, spreads
 
 MOST_TICKS = 8  # with more values, not every value gets a tick
 MOST_LINES = 10
@@ -70,11 +70,13 @@ def _draw_over(axes: Axes, runs: Sequence[Compared], number: str) -> None:
     scattered = len(lines) > MOST_LINES  # a search: hardly any two runs differ in this number only
     if scattered:
         lines = {"all runs": list(runs)}
-    ceiling = _ceiling(runs)
-    highest = max((run.loss for run in runs if run.loss < ceiling), default=1.0)
+    metric = Metric.shared(run.main_metric for run in runs)
+    ceiling = _ceiling(runs) if metric.name == LOSS else math.inf
+    values = {run.log.path: value for run in runs if (value := run.last(metric)) is not None and value < ceiling}
+    worst = (min if metric.highest_is_best else max)(values.values(), default=1.0)
     for label, line in lines.items():
-        ended = sorted((run.settings[number], run.loss) for run in line if run.loss < ceiling)
-        lost = [(run.settings[number], highest) for run in line if not run.loss < ceiling]
+        ended = sorted((run.settings[number], values[run.log.path]) for run in line if run.log.path in values)
+        lost = [(run.settings[number], worst) for run in line if run.log.path not in values]
         (drawn,) = axes.plot(
             *_columns(ended), linestyle="" if scattered else "-", marker="o", markersize=5, label=label
         )
@@ -85,8 +87,9 @@ def _draw_over(axes: Axes, runs: Sequence[Compared], number: str) -> None:
     if len(swept) <= MOST_TICKS:
         axes.set_xticks(swept, [f"{value:g}" for value in swept])
         axes.minorticks_off()
-    marked = "\nx: not finished, or above the first loss" if any(not run.loss < ceiling for run in runs) else ""
-    axes.set_ylabel(f"final validation loss [nats per token]{marked}")
+    unit, above = (" [nats per token]", ", or above the first loss") if metric.name == LOSS else ("", "")
+    marked = f"\nx: not finished{above}" if any(run.log.path not in values for run in runs) else ""
+    axes.set_ylabel(f"final {metric.title}{unit}{marked}")
 
 
 def _ceiling(runs: Sequence[Compared]) -> float:

@@ -8,17 +8,48 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from manual_backprop.common.columns import columns
 from manual_backprop.config.schema import RunConfig, model_sizes
 from manual_backprop.config.validation import with_defaults
-from manual_backprop.tracking import FINISHED, TrainingLog, flatten, load_training_log
-from manual_backprop.tracking.metrics_file import METRICS
+from manual_backprop.tracking import FINISHED, TrainingLog, flatten
 
-LOSSES = ("train/loss", "validation/loss")
+LOSS = "validation/loss"
+LOSSES = ("train/loss", LOSS)
 ALIKE = ("implementation", "kernels", "device", "device.threads")  # must not change the result
 NO_SETTING = ("run_name", "experiment_name", "resume", "plan")
+
+
+class Metric(NamedTuple):
+    """A metric that ranks runs by its last value."""
+
+    name: str = LOSS
+    highest_is_best: bool = False
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any]) -> "Metric":
+        """The main metric of a run (`run.json`), which chooses its best checkpoint."""
+        return cls(str(run.get("best_metric") or LOSS), run.get("best_is_highest") is True)
+
+    @classmethod
+    def shared(cls, metrics: Iterable["Metric"]) -> "Metric":
+        """What ranks runs with these main metrics: the one that all have; the validation loss if they differ."""
+        different = set(metrics)
+        return different.pop() if len(different) == 1 else cls()
+
+    @property
+    def title(self) -> str:
+        """validation accuracy"""
+        return self.name.replace("/", " ").replace("_", " ")
+
+    def sort_key(self, value: float | None) -> float:
+        """Sorts the best value first, and one that is missing last."""
+        return math.inf if value is None else -value if self.highest_is_best else value
+
+    def shown(self, value: float | None) -> str:
+        """The value with the digits of a table; empty if it is missing."""
+        return "" if value is None else f"{value:.4f}" if self.name == LOSS else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -38,30 +69,14 @@ class Compared:
         return str(self.log.run.get("status", FINISHED))
 
     @property
-    def loss(self) -> float:
-        """The last validation loss; infinite where the run did not come to its end."""
-        return self.last("validation/loss")
+    def main_metric(self) -> Metric:
+        return Metric.of(self.log.run)
 
-    @property
-    def metric(self) -> str:
-        """The metric that chooses the best checkpoint of its task."""
-        return str(self.log.run.get("best_metric") or "validation/loss")
-
-    def last(self, metric: str) -> float:
-        """Likewise."""
-        series = self.log.validation.get(metric)
+    def last(self, metric: Metric) -> float | None:
+        """The last value of the validation loss or its main metric; None if not finite, or if the run has not ended."""
+        series = self.log.validation.get(metric.name) if metric in (Metric(), self.main_metric) else None
         value = series.values[-1] if series is not None and self.status == FINISHED else math.inf
-        return value if math.isfinite(value) else math.inf
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The largest distance between the curves of several runs."""
-
-    metric: str
-    step: int
-    value: float
-    steps: int  # that all runs have logged
+        return value if math.isfinite(value) else None
 
 
 def compare(logs: Sequence[TrainingLog]) -> list[Compared]:
@@ -74,11 +89,6 @@ def compare(logs: Sequence[TrainingLog]) -> list[Compared]:
         if len(set(column)) > 1 and all(_partition(column) != _partition(other) for other in kept.values()):
             kept[name] = column
     return [Compared(log, {name: column[number] for name, column in kept.items()}) for number, log in enumerate(logs)]
-
-
-def compare_directories(paths: Iterable[str | Path]) -> list[Compared]:
-    """The runs in these directories that have logged something, compared."""
-    return compare([load_training_log(path) for path in paths if (Path(path) / METRICS).is_file()])
 
 
 def should_coincide(runs: Sequence[Compared]) -> bool:
@@ -98,38 +108,30 @@ def spreads(logs: Sequence[TrainingLog], metric: str) -> dict[int, float]:
     }
 
 
-def largest_differences(logs: Sequence[TrainingLog]) -> list[Difference]:
-    """The largest differences of the training loss and of the validation loss."""
+def difference_lines(logs: Sequence[TrainingLog]) -> list[str]:
+    """The largest differences of the training loss and of the validation loss, in words."""
     found = []
     for metric in LOSSES:
         if by_step := spreads(logs, metric):
             step = max(by_step, key=by_step.__getitem__)
-            found.append(Difference(metric, step, by_step[step], len(by_step)))
-    return found
-
-
-def difference_lines(logs: Sequence[TrainingLog]) -> list[str]:
-    found = [
-        f"largest difference of {one.metric}: {one.value:.2g} nats per token, after step {one.step} "
-        f"({one.steps} {'step' if one.steps == 1 else 'steps'} compared)"
-        for one in largest_differences(logs)
-    ]
+            found.append(
+                f"largest difference of {metric}: {by_step[step]:.2g} nats per token, after step {step} "
+                f"({len(by_step)} {'step' if len(by_step) == 1 else 'steps'} compared)"
+            )
     return found or ["no step was logged by all of them: nothing to subtract"]
 
 
 def table_lines(runs: Sequence[Compared]) -> list[str]:
-    """The lowest loss first. As wide as it has to be: a run's name that is cut in half finds no run."""
+    """The best first. As wide as it has to be: a run's name that is cut in half finds no run."""
     names = list(runs[0].settings)
-    metrics = list(dict.fromkeys(run.metric for run in runs if run.metric != "validation/loss"))
-    measured = [metric.replace("/", " ").replace("_", " ") for metric in metrics]
-    rows = [[*names, "validation loss", *measured, "steps", "status", "run"]]
-    for run in sorted(runs, key=lambda run: run.loss):
+    metrics = list(dict.fromkeys([Metric(), *(run.main_metric for run in runs)]))
+    rows = [[*names, *(metric.title for metric in metrics), "steps", "status", "run"]]
+    ranked_by = Metric.shared(run.main_metric for run in runs), Metric()  # the loss where the first is equal
+    for run in sorted(runs, key=lambda run: [metric.sort_key(run.last(metric)) for metric in ranked_by]):
         steps = max((series.steps[-1] for series in {**run.log.training, **run.log.validation}.values()), default=0)
-        loss = f"{run.loss:.4f}" if math.isfinite(run.loss) else "-"
-        values = [run.last(metric) if metric == run.metric else math.inf for metric in metrics]
-        others = [f"{value:.4g}" if math.isfinite(value) else "-" for value in values]
+        values = [metric.shown(run.last(metric)) or "-" for metric in metrics]
         settings = [_typed(run.settings[name]) for name in names]
-        rows.append([*settings, loss, *others, str(steps), run.status, _short_path(run.log.path)])
+        rows.append([*settings, *values, str(steps), run.status, _short_path(run.log.path)])
     return columns(rows)
 
 

@@ -26,14 +26,11 @@ ROWS = ("without", "with", "without again")
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the run (model=small, on all cores)")
-    parser.add_argument("--every", type=whole(1), default=50, metavar="N", help="inspect every N-th step (%(default)s)")
-    parser.add_argument(
-        "--looks", type=whole(1), default=2, metavar="K", help="inspected, in a turn of K x N steps (%(default)s)"
-    )
-    parser.add_argument(
-        "--rounds", type=whole(1), default=4, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)"
-    )
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="of the run (model=small, on all cores)")
+    add("--every", type=whole(1), default=50, metavar="N", help="inspect every N-th step (%(default)s)")
+    add("--looks", type=whole(1), default=2, metavar="K", help="inspected, in a turn of K x N steps (%(default)s)")
+    add("--rounds", type=whole(1), default=4, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)")
 
 
 def measure(options: Namespace, folder: Path) -> bool:

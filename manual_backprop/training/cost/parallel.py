@@ -35,10 +35,9 @@ OVERRIDES = (
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument(
-        "--rounds", type=whole(1), default=10, metavar="R", help="number of rounds, each on a new store (%(default)s)"
-    )
-    parser.add_argument("--jobs", type=whole(1), default=8, metavar="N", help="runs at once (%(default)s)")
+    add = parser.add_argument
+    add("--rounds", type=whole(1), default=10, metavar="R", help="number of rounds, each on a new store (%(default)s)")
+    add("--jobs", type=whole(1), default=8, metavar="N", help="runs at once (%(default)s)")
 
 
 def measure(options: Namespace, folder: Path) -> bool:

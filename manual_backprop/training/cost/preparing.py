@@ -31,10 +31,9 @@ PARAGRAPH = 2**17  # [words] drawn at a time
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("--megabytes", type=whole(1), default=100, metavar="N", help="of text (%(default)s)")
-    parser.add_argument(
-        "--vocab-size", type=whole(257), default=4096, metavar="V", help="tokens that BPE learns (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--megabytes", type=whole(1), default=100, metavar="N", help="of text (%(default)s)")
+    add("--vocab-size", type=whole(257), default=4096, metavar="V", help="tokens that BPE learns (%(default)s)")
 
 
 def measure(options: Namespace, folder: Path) -> bool:

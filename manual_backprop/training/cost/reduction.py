@@ -42,12 +42,11 @@ ON_CPU = tuple(name for name, case in CASES.items() if case.device == "cpu" and 
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("--case", choices=ON_CPU, default="C2", help="of the bench (%(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "bf16_mixed"), default="fp32", help="(%(default)s)")
-    parser.add_argument("--steps", type=whole(1), default=3, metavar="K", help="in a turn (%(default)s)")
-    parser.add_argument(
-        "--rounds", type=whole(1), default=5, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--case", choices=ON_CPU, default="C2", help="of the bench (%(default)s)")
+    add("--precision", choices=("fp32", "bf16", "bf16_mixed"), default="fp32", help="(%(default)s)")
+    add("--steps", type=whole(1), default=3, metavar="K", help="in a turn (%(default)s)")
+    add("--rounds", type=whole(1), default=5, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)")
 
 
 def measure(options: Namespace, folder: Path) -> bool:

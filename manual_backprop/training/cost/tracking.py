@@ -34,18 +34,15 @@ TIMEOUT = 120.0  # [s] for MLflow to create its store
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("--model", default="small", help="a size of conf/model (%(default)s)")
-    parser.add_argument("--precision", default="fp32", help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help="(%(default)s)")
-    parser.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(all, %(default)s)")
-    parser.add_argument("--log-every", type=whole(1), default=10, metavar="N", help="training.log_every (%(default)s)")
-    parser.add_argument(
-        "--steps", type=whole(1), default=200, metavar="N", help="of a turn; a multiple of --log-every (%(default)s)"
-    )
-    parser.add_argument(
-        "--rounds", type=whole(1), default=5, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurement to FILE")
+    add = parser.add_argument
+    add("--model", default="small", help="a size of conf/model (%(default)s)")
+    add("--precision", default="fp32", help="(%(default)s)")
+    add("--device", default="cpu", help="(%(default)s)")
+    add("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(all, %(default)s)")
+    add("--log-every", type=whole(1), default=10, metavar="N", help="training.log_every (%(default)s)")
+    add("--steps", type=whole(1), default=200, metavar="N", help="of a turn; a multiple of --log-every (%(default)s)")
+    add("--rounds", type=whole(1), default=5, metavar="R", help="rounds of turns, forwards and backwards (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="also write the measurement to FILE")
 
 
 def measure(options: Namespace, folder: Path) -> bool:

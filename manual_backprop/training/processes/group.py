@@ -14,7 +14,8 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -150,8 +151,13 @@ class Group(Processes):
         if self._watch.lost is not None:
             raise self._error(self._watch.lost)
 
-    def _failures(self) -> _Failures:
-        return _Failures(self)
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Replaces an exception of torch.distributed by the error that names the failed process."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            raise self._error(self._watch.why()) from error
 
     def _error(self, lost: dict[str, Any]) -> ManualBackpropError:
         """The exception that another process's failure raises here; a signal there counts as a signal here."""
@@ -161,9 +167,6 @@ class Group(Processes):
         who = "another process" if lost["rank"] is None else f"process {lost['rank']} of {self.size}"
         text = f"{who} {lost['reason']}"
         return ProcessFailed(text + (f"\n\n{lost['traceback']}" if lost.get("traceback") else ""))
-
-    def why_broken(self) -> ManualBackpropError:
-        return self._error(self._watch.why())
 
     def report(self, error: BaseException) -> None:
         """Reports to the others that this process failed, and why, unless it failed because another one did."""
@@ -182,19 +185,6 @@ class Group(Processes):
         self.gathered(None)
         self._watch.done()
         dist.destroy_process_group()
-
-
-class _Failures:
-    """A context that replaces an exception of torch.distributed by the error that names the failed process."""
-
-    def __init__(self, group: Group):
-        self.group = group
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (RuntimeError, OSError)) and not isinstance(error, ManualBackpropError):
-            raise self.group.why_broken() from error
 
 
 def open_store(size: int) -> tuple[dist.TCPStore, int]:

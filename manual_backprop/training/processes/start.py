@@ -23,13 +23,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from ...common.errors import (
-    EXIT_DONE,
-    ConfigError,
-    Interrupted,
-    ManualBackpropError,
-    ProcessFailed,
-)
+from ...common.errors import EXIT_DONE, ConfigError, Interrupted, ManualBackpropError, ProcessFailed
 from ...common.exit_codes import exit_code_of
 from ...common.interruption import Interruption
 from ...common.origin import Origin
@@ -64,27 +58,16 @@ def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption
     """
     size = config.device.processes
     store, port = open_store(size)
-    request = json.dumps(
-        {
-            "config": config.to_dict(),
-            "root": str(root),
-            "argv": sys.argv,
-            "plugins": given_plugins(),
-            "overrides": list(origin.overrides),
-            "sources": dict(origin.sources),
-            "sweep": None if origin.sweep is None else str(origin.sweep),
-            "job": origin.job,
-        }
-    )
+    request = {"config": config.to_dict(), "root": root, "argv": sys.argv, "plugins": given_plugins(), **vars(origin)}
+    text = json.dumps(request, default=str)  # of paths
     interruption.defer()
-    started = [_start(rank, size, port, request) for rank in range(size)]
+    started = [_start(rank, size, port, text) for rank in range(size)]
     try:
         codes = _wait(started, interruption)
     finally:
         for process in started:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()  # if it has not ended
+            process.wait()
         close_dead_runs(root / "outputs")
     return _outcome(codes, store)
 
@@ -120,14 +103,12 @@ def _wait(started: list[subprocess.Popen[bytes]], interruption: Interruption) ->
         if interruption.received is not None and not passed_on:
             passed_on = True
             for process in started:
-                if process.poll() is None:
-                    process.send_signal(interruption.received)
+                process.send_signal(interruption.received)
         if any(process.poll() for process in started):
             end = min(end, time.monotonic() + GRACE)
         if time.monotonic() > end:
             for process in started:
-                if process.poll() is None:
-                    process.kill()
+                process.kill()
         time.sleep(INTERVAL)
     return [process.wait() for process in started]
 

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+import psutil
 from torch.distributed import Store
 
 from ...common.machine import boot_id
@@ -112,12 +113,9 @@ class Watch:
         if place["seen_from"] is None or place["seen_from"] != _seen_from():
             return False
         try:
-            with open(f"/proc/{place['pid']}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-        except FileNotFoundError:
+            return psutil.Process(place["pid"]).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
             return True
-        except OSError:
-            return False
 
 
 def _seen_from() -> str | None:

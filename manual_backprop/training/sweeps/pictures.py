@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from manual_backprop.common.pictures import new_figure, picture, save_figure, with_grid
 from manual_backprop.tracking import Series, TrainingLog, load_training_log
-from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, swept_values
+from manual_backprop.training.comparison.runs import LOSS
+from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, ranking, swept_values
 
 MOST_NAMED = 12  # curves in a legend
 SHARE = 20  # a training curve is drawn as the means of at most so many equal parts
@@ -16,10 +16,13 @@ SHARE = 20  # a training curve is drawn as the means of at most so many equal pa
 def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     """Writes a PNG: loss over tokens seen, so that runs with different batch sizes compare. False without a curve."""
     from matplotlib import colormaps
+    from matplotlib.ticker import EngFormatter
 
     runs = [(record, log) for record in best_first(records) if (log := _log(record)) is not None]
     if not runs:
         return False
+    metric = ranking(records)
+    digits = ".3f" if metric.name == LOSS else ".4g"
     figure = new_figure(8, 4.8, dpi=120)
     axes = figure.subplots()
     lowest, highest = float("inf"), 0.0
@@ -31,7 +34,8 @@ def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
         if validation is not None:
             points = _tokens_seen(log, validation.steps)
             axes.plot(points, validation.values, color=color, marker="o", markersize=4, linewidth=0)
-            label = f"{validation.values[-1]:.3f}  {label}"
+        if (ranked := log.validation.get(metric.name)) is not None:
+            label = f"{ranked.values[-1]:{digits}}  {label}"
         axes.plot([], [], color=color, marker="o", markersize=4, label=label if place < MOST_NAMED else None)
         finite = [value for value in training.values if value < float("inf")]
         highest = max([highest, *finite[:1]])
@@ -41,45 +45,47 @@ def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
         axes.set_ylim(lowest - room, highest + room)  # a diverging run may leave the picture; the others stay visible
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("loss [nats per token]")
-    axes.xaxis.set_major_formatter(_counted)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2.5M
     axes.set_title(title, fontsize=11)
     with_grid(axes)
     more = f" (and {len(runs) - MOST_NAMED} more)" if len(runs) > MOST_NAMED else ""
-    axes.legend(frameon=False, fontsize=8, title=f"validation loss, best first{more}", title_fontsize=8)
+    axes.legend(frameon=False, fontsize=8, title=f"{metric.title}, best first{more}", title_fontsize=8)
     save_figure(figure, path)
     return True
 
 
 @picture
 def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
-    """Writes a PNG: the validation loss for each pair of values. False unless exactly two keys were swept."""
+    """Writes a PNG: what ranks the jobs, for each pair of values. False unless exactly two keys were swept."""
     pairs = {record.number: swept_values(record) for record in records}
     keys = list(dict.fromkeys(key for pair in pairs.values() for key in pair))
     values = [_in_order({pair[key] for pair in pairs.values() if key in pair}) for key in keys]
     if len(keys) != 2 or min(map(len, values)) < 2:
         return False
-    losses = [[float("nan")] * len(values[1]) for _ in values[0]]
+    metric = ranking(records)
+    digits, unit = (".3f", " [nats per token]") if metric.name == LOSS else (".4g", "")
+    cells = [[float("nan")] * len(values[1]) for _ in values[0]]
     for record in records:
-        if record.status == FINISHED and record.validation_loss is not None:
+        if record.status == FINISHED and (value := record.value(metric)) is not None:
             row, column = (values[axis].index(pairs[record.number][keys[axis]]) for axis in (0, 1))
-            losses[row][column] = record.validation_loss
-    known = [loss for row in losses for loss in row if loss == loss]
+            cells[row][column] = value
+    known = [value for row in cells for value in row if value == value]
     if not known:
         return False
     bright = min(known) + 0.6 * (max(known) - min(known))  # text on brighter cells is dark
     figure = new_figure(2.5 + 1.1 * len(values[1]), 2 + 0.7 * len(values[0]), dpi=120)
     axes = figure.subplots()
-    image = axes.imshow(losses, cmap="viridis", aspect="auto")
-    for row, line in enumerate(losses):
-        for column, loss in enumerate(line):
-            text = f"{loss:.3f}" if loss == loss else "-"
-            axes.text(column, row, text, ha="center", va="center", color="white" if loss <= bright else "black")
+    image = axes.imshow(cells, cmap="viridis", aspect="auto")
+    for row, line in enumerate(cells):
+        for column, value in enumerate(line):
+            text = f"{value:{digits}}" if value == value else "-"
+            axes.text(column, row, text, ha="center", va="center", color="white" if value <= bright else "black")
     axes.set_xticks(range(len(values[1])), values[1])
     axes.set_yticks(range(len(values[0])), values[0])
     axes.set_xlabel(keys[1])
     axes.set_ylabel(keys[0])
     axes.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=axes, label="validation loss [nats per token]")
+    figure.colorbar(image, ax=axes, label=f"{metric.title}{unit}")
     save_figure(figure, path)
     return True
 
@@ -112,11 +118,3 @@ def _in_order(values: set[str]) -> list[str]:
         return sorted(values, key=float)
     except ValueError:
         return sorted(values)
-
-
-def _counted(tokens: float, _: Any) -> str:
-    """2,500,000 -> 2.5M"""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:g}{letter}"
-    return f"{tokens:g}"

@@ -1,6 +1,7 @@
 """How many jobs of a sweep run at once, and how many threads each of them may have."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -9,7 +10,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def jobs_at_once(launcher: dict[str, Any], n_jobs: int) -> int:
+def jobs_at_once(launcher: Mapping[str, Any], n_jobs: int) -> int:
     """How many jobs the launcher runs at once on this machine. `launcher` is its config in Hydra, `n_jobs` the number
     of all jobs."""
     target = str(launcher.get("_target_"))
@@ -23,7 +24,7 @@ def jobs_at_once(launcher: dict[str, Any], n_jobs: int) -> int:
     return max(1, min(wanted, n_jobs))
 
 
-def threads_of_a_job(launcher: dict[str, Any], n_jobs: int) -> int | None:
+def threads_of_a_job(launcher: Mapping[str, Any], n_jobs: int) -> int | None:
     """The number of threads of a job. None leaves it to torch: the job has its machine, or its share of a cluster,
     alone."""
     at_once = jobs_at_once(launcher, n_jobs)

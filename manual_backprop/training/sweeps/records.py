@@ -7,7 +7,7 @@
         table.csv  table.md  curves.png  heat_map.png  comparison.png
 
 Jobs may run in other processes and on other machines that share the directory, so a file is replaced at once and read
-anew each time. Standard library only.
+anew each time. Needs no Hydra, no torch and no MLflow.
 """
 
 import json
@@ -17,22 +17,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from manual_backprop.common.durable_files import storage_errors, write_atomically
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.plain_text import visible
-from manual_backprop.tracking.run_directory import (
-    FINISHED,
-    KILLED,
-    RUNNING,
-    RUNS,
-    list_runs,
-    read_run,
-)
+from manual_backprop.tracking.run_directory import FINISHED, KILLED, RUNNING, RUNS, list_runs, read_run
+from manual_backprop.tracking.training_log import load_training_log
+from manual_backprop.training.comparison.runs import LOSS, Metric
 
 WAITING = "WAITING"
-LOSS = "validation/loss"
 LONGEST_NAME = 100  # of a run_name
 
 
@@ -46,6 +39,7 @@ class JobRecord:
     validation_loss: float | None = None
     metric: str | None = None  # what else chooses the best checkpoint of its task; None: the loss does
     metric_value: float | None = None  # at its end
+    highest_is_best: bool = False  # of that metric
     tokens_per_second: float | None = None  # the median of those that were logged
     exit_code: int | None = None  # as a run by itself would have had
     error: str | None = None
@@ -53,6 +47,18 @@ class JobRecord:
     @property
     def title(self) -> str:
         return " ".join(f"{key}={value}" for key, value in swept_values(self).items()) or "the defaults"
+
+    @property
+    def main_metric(self) -> Metric:
+        return Metric(self.metric or LOSS, self.highest_is_best)
+
+    def value(self, metric: Metric) -> float | None:
+        """The validation loss or the main metric at the job's end; None if it has not measured it."""
+        return {self.metric: self.metric_value, LOSS: self.validation_loss}.get(metric.name)
+
+    def result(self, metric: Metric) -> str:
+        """validation accuracy 0.75"""
+        return f"{metric.title} {metric.shown(self.value(metric))}"
 
 
 class Records:
@@ -74,7 +80,10 @@ class Records:
             content = json.loads(file.read_text(encoding="utf-8"))
             texts = {name: tuple(content[name]) for name in ("overrides", "swept")}
             record = JobRecord(**{**content, **texts})
-            return replace(record, run_directory=self._where_it_is(record.run_directory))
+            record = replace(record, run_directory=self._where_it_is(record.run_directory))
+            if record.metric is None or record.run_directory is None or "highest_is_best" in content:
+                return record
+            return measured(record, Path(record.run_directory))  # of a version that ranked by the loss only
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -162,12 +171,10 @@ def run_of_job(outputs: Path, sweep: Path, number: int) -> Path | None:
 
 def measured(record: JobRecord, run: Path | None) -> JobRecord:
     """The record with what its run's directory says about loss, speed and what else its task measures."""
-    from manual_backprop.tracking.training_log import load_training_log
-
     if run is None or not (run / "metrics.jsonl").is_file():
         return replace(record, run_directory=None if run is None else str(run))
     log = load_training_log(run)
-    speeds, metric = log.training.get("tokens_per_second"), str(log.run.get("best_metric") or LOSS)
+    speeds, metric = log.training.get("tokens_per_second"), Metric.of(log.run)
 
     def last(name: str) -> float | None:
         series = log.validation.get(name)
@@ -177,8 +184,9 @@ def measured(record: JobRecord, run: Path | None) -> JobRecord:
         record,
         run_directory=str(run),
         validation_loss=last(LOSS),
-        metric=None if metric == LOSS else metric,
-        metric_value=None if metric == LOSS else last(metric),
+        metric=None if metric.name == LOSS else metric.name,
+        metric_value=None if metric.name == LOSS else last(metric.name),
+        highest_is_best=metric.highest_is_best,
         tokens_per_second=statistics.median(speeds.values) if speeds and speeds.values else None,
     )
 
@@ -194,18 +202,26 @@ def current_record(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
     return measured(replace(record, status=status, error=error), run)
 
 
+def ranking(records: Sequence[JobRecord]) -> Metric:
+    """What ranks the jobs: the main metric of their task; the validation loss if they have tasks that differ in it."""
+    return Metric.shared(record.main_metric for record in records if record.status == FINISHED)
+
+
 def best_of(records: Sequence[JobRecord]) -> JobRecord | None:
-    """The job with the lowest validation loss at its end."""
-    done = [record for record in records if record.status == FINISHED and record.validation_loss is not None]
-    return min(done, key=lambda record: (record.validation_loss, record.number), default=None)
+    """The best of the finished jobs that have measured what ranks them."""
+    metric = ranking(records)
+    done = [record for record in records if record.status == FINISHED and record.value(metric) is not None]
+    return best_first(done)[0] if done else None
 
 
 def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
-    """The records by validation loss, the lowest first; jobs that did not finish come last, by number."""
+    """The records by `ranking`, the best first, and where that is equal by the validation loss; jobs that did not
+    finish come last, by number."""
+    metrics = ranking(records), Metric()
 
-    def place(record: JobRecord) -> tuple[Any, ...]:
-        finished = record.status == FINISHED and record.validation_loss is not None
-        return (not finished, record.validation_loss if finished else 0.0, record.number)
+    def place(record: JobRecord) -> list[float]:
+        done = record.status == FINISHED
+        return [*(metric.sort_key(record.value(metric) if done else None) for metric in metrics), record.number]
 
     return sorted(records, key=place)
 

@@ -32,14 +32,17 @@ from manual_backprop.tracking import (
     Tracker,
     close_dead_runs,
     create_run_directory,
+    load_training_log,
     open_run_directory,
     open_tracker,
 )
 from manual_backprop.tracking.late_delivery import next_in_mlflow
+from manual_backprop.tracking.metrics_file import METRICS
 from manual_backprop.tracking.run_directory import RUNS, SWEEPS, own_run_directory, read_run
 from manual_backprop.tracking.run_log import run_log, warnings_to_terminal
 from manual_backprop.tracking.tracker import add_tags
 from manual_backprop.training.command_line import Checked
+from manual_backprop.training.comparison.runs import compare, difference_lines, should_coincide
 from manual_backprop.training.sweeps.job import PRELOADED, JobRequest, run_job_in_process
 from manual_backprop.training.sweeps.processors import jobs_at_once, threads_of_a_job
 from manual_backprop.training.sweeps.records import (
@@ -49,7 +52,9 @@ from manual_backprop.training.sweeps.records import (
     best_of,
     current_record,
     job_name,
+    ranking,
     run_of_job,
+    runs_of_sweep,
     short_keys,
     swept_part,
 )
@@ -73,8 +78,8 @@ class SweepJobs:
 
     @enduring_output()
     def task(self, composed: DictConfig) -> float | None:
-        """Runs one job. Returns its final validation loss, for a sweeper that searches; None if it failed. (NaN would
-        end an Optuna search: the sweeper reports a failed trial together with its value, which Optuna refuses.)"""
+        """Runs one job. Returns its `_objective`, for a sweeper that searches; None if it failed. (NaN would end an
+        Optuna search: the sweeper reports a failed trial together with its value, which Optuna refuses.)"""
         from hydra.core.hydra_config import HydraConfig
 
         settings, records = HydraConfig.get(), Records(self.sweep)
@@ -84,15 +89,14 @@ class SweepJobs:
         if before is None or before.overrides != overrides:
             before = JobRecord(number, overrides, swept_part(overrides, self.swept))
         if before.status == FINISHED:
-            return before.validation_loss
+            return _objective(before, settings.sweeper)
         if records.stop_requests():
             records.write(before)  # so that a job chosen by a search is listed too
             return None
         in_all = max(int(settings.sweeper.get("n_trials") or 0), len(records.read_all()), number + 1)
         say = f"job {number + 1} of {in_all}"
         print(f"{say} starts: {before.title}", flush=True)
-        record = replace(before, run_directory=None, validation_loss=None, tokens_per_second=None, error=None)
-        record = replace(record, metric_value=None)
+        record = JobRecord(number, before.overrides, before.swept)
         try:
             request = self._request(composed, record, before.status in (RUNNING, KILLED), in_all)
             record = run_job_in_process(request, record, records, PRELOADED + MLFLOW_MODULES * self.mlflow)
@@ -101,12 +105,12 @@ class SweepJobs:
             record = replace(record, status=FAILED, exit_code=error.exit_code, error=str(error))
             records.write(record)
         print(f"{say} {_ending(record)}: {record.title}", flush=True)
-        return record.validation_loss if record.status == FINISHED else None
+        return _objective(record, settings.sweeper)
 
     def _request(self, composed: DictConfig, record: JobRecord, was_interrupted: bool, in_all: int) -> JobRequest:
         from hydra.core.hydra_config import HydraConfig
-        from omegaconf import OmegaConf
 
+        from manual_backprop.checkpoints.checkpoint import CheckpointManager
         from manual_backprop.config.composition import plain
         from manual_backprop.training.resume import job_config
         from manual_backprop.training.value_sources import as_meant, value_sources
@@ -114,16 +118,14 @@ class SweepJobs:
         settings: Any = HydraConfig.get()
         outputs, overrides = self.root / "outputs", record.overrides
         mapping = as_meant(plain(composed), overrides, settings.runtime)
-        launcher = OmegaConf.to_container(settings.launcher, resolve=False)
-        assert isinstance(launcher, dict)
         sources = {}
         run = run_of_job(outputs, self.sweep, record.number) if was_interrupted else None
-        if run is not None and _can_go_on(run):
+        if run is not None and CheckpointManager(run / "checkpoints").newest_sound() is not None:
             config = job_config(mapping | {"resume": str(run)}, (), outputs)
         else:
             divided = None
             if mapping["device"].get("threads") is None:
-                mapping["device"]["threads"] = divided = threads_of_a_job(_texts(launcher), in_all)
+                mapping["device"]["threads"] = divided = threads_of_a_job(settings.launcher, in_all)
             given, named = mapping["run_name"], job_name(record.number, record.swept)
             mapping["run_name"] = named or given
             config = job_config(mapping, overrides, outputs)
@@ -132,7 +134,7 @@ class SweepJobs:
                 sources["run_name"] = "the sweep"
             if divided is not None:
                 sources["device.threads"] = "the sweep, which divides the cores among its jobs"
-        at_once = jobs_at_once(_texts(launcher), in_all) > 1
+        at_once = jobs_at_once(settings.launcher, in_all) > 1
         return JobRequest(
             mapping=config.to_dict(),
             root=self.root,
@@ -213,7 +215,7 @@ class Sweep:
     def _announce(self, tracker: Tracker) -> None:
         from manual_backprop.tracking.provenance import commit_tags
 
-        swept = [line.removeprefix("++") for line in self.checked.overrides if _key(line) in self.checked.swept]
+        swept = swept_part([line.removeprefix("++") for line in self.checked.overrides], self.checked.swept)
         tracker.log_parameters({"sweep": " ".join(swept)})
         tracker.set_tags({**self.config.tags, **commit_tags(), "run_directory": str(self.directory.path)})
         log.info("%s", self.directory.read()["command"])
@@ -249,42 +251,35 @@ class Sweep:
         for name, draw in (("curves.png", draw_curves), ("heat_map.png", draw_heat_map)):
             if draw(records, path / name, title):
                 tracker.log_artifact(path / name)
-        self._deliver_the_rest(records)
+        self._deliver_the_rest()
         self._mark_the_best(best_of(records))
-        done = sum(record.status == FINISHED for record in records)
-        tracker.set_tags(
-            {
-                "jobs": len(records),
-                "jobs_finished": done,
-                "mlflow.note.content": as_markdown(records, directories=False),
-            }
-        )
-        self.table = "\n".join([as_text(records), *self._compare(records, tracker, title)])
+        counts = {"jobs": len(records), "jobs_finished": sum(record.status == FINISHED for record in records)}
+        tracker.set_tags(counts | {"mlflow.note.content": as_markdown(records, directories=False)})
+        self.table = "\n".join([as_text(records), *self._compare(tracker, title)])
         log.info("%s", self.table)
         return records
 
-    def _compare(self, records: Sequence[JobRecord], tracker: Tracker, title: str) -> list[str]:
-        """Draws the loss over a swept number, or the differences of curves that should coincide. Returns these
-        differences in words."""
+    def _compare(self, tracker: Tracker, title: str) -> list[str]:
+        """Draws what ranks the jobs over a swept number, or the differences of curves that should coincide. Returns
+        these differences in words."""
         from manual_backprop.training.comparison.picture import adds_to_curves, draw_comparison
-        from manual_backprop.training.comparison.runs import compare_directories, difference_lines, should_coincide
 
-        runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])
+        jobs = runs_of_sweep(self.directory.path)
+        runs = compare([load_training_log(run) for run in jobs if (run / METRICS).is_file()])
         if adds_to_curves(runs):
             picture = self.directory.path / "comparison.png"
             if draw_comparison(runs, picture, title):
                 tracker.log_artifact(picture)
         return ["", *difference_lines([run.log for run in runs])] if should_coincide(runs) else []
 
-    def _deliver_the_rest(self, records: Sequence[JobRecord]) -> None:
+    def _deliver_the_rest(self) -> None:
         """Delivers what MLflow did not receive in time from a job: many parallel jobs make it slow."""
         if self.config.tracking.name != "mlflow":
             return
-        for record in records:
-            run = None if record.run_directory is None else Path(record.run_directory)
-            known = {} if run is None else read_run(run).get("mlflow") or {}
-            delivered = run is None or (known.get("delivered") and not known.get("refused"))
-            if run is not None and not delivered and not self._deliver(run, {}):
+        for run in runs_of_sweep(self.directory.path):
+            known = read_run(run).get("mlflow") or {}
+            delivered = known.get("delivered") and not known.get("refused")
+            if not delivered and not self._deliver(run, {}):
                 return  # it is down
 
     def _mark_the_best(self, best: JobRecord | None) -> None:
@@ -335,9 +330,10 @@ class Sweep:
     ) -> None:
         """Prints the end of the command: the next commands, or what went wrong."""
         print(f"\n{self.table}\n")
-        best = best_of(records)
+        best, metric = best_of(records), ranking(records)
         if best is not None:
-            print(f"best: {best.title}, validation loss {best.validation_loss:.4f}")
+            print(f"best: {best.title}, {best.result(metric)}")
+            print(f"ranked by:     {metric.title}, the {'highest' if metric.highest_is_best else 'lowest'} first")
         print(f"table, curves: {os.path.relpath(self.directory.path)}")
         if self.config.tracking.name == "mlflow":
             print(f"compare them:  {next_in_mlflow(self.directory.path, 'as a sweep')}")
@@ -346,12 +342,11 @@ class Sweep:
         if interruption.received is not None:
             left = f"{len(unfinished)} of {len(records)} jobs are not finished"
             interruption.raise_if_received(f"{left}; continue with: {again}")
+        lines = []
         if broken is not None and not (unfinished and isinstance(broken, ValueError)):
             # Optuna raises ValueError at the end of a search without a successful trial; the list below says more.
             reason = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
             lines = [f"the sweep failed: {reason} (traceback: {os.path.relpath(self.directory.log)})"]
-        else:
-            lines = []
         if unfinished:
             waiting = sum(record.status == WAITING for record in unfinished)
             failed = len(unfinished) - waiting
@@ -414,21 +409,17 @@ def _silence_optuna() -> None:
 
 
 def _ending(record: JobRecord) -> str:
-    if record.status != FINISHED or record.validation_loss is None:
+    metric = record.main_metric
+    if record.status != FINISHED or record.value(metric) is None:
         return record.status
     speed = f", {record.tokens_per_second:,.0f} tokens a second" if record.tokens_per_second else ""
-    return f"{record.status}, validation loss {record.validation_loss:.4f}{speed}"
+    return f"{record.status}, {record.result(metric)}{speed}"
 
 
-def _can_go_on(run: Path) -> bool:
-    from manual_backprop.checkpoints.checkpoint import CheckpointManager
-
-    return CheckpointManager(run / "checkpoints").newest_sound() is not None
-
-
-def _key(line: str) -> str:
-    return line.removeprefix("++").partition("=")[0]
-
-
-def _texts(mapping: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in mapping.items()}
+def _objective(record: JobRecord, sweeper: Any) -> float | None:
+    """The number by which a sweeper searches: the main metric of a finished job. A score, whose highest value is the
+    best, is negated, since the sweeper minimizes unless hydra.sweeper.direction=maximize is given."""
+    metric = record.main_metric
+    value = record.value(metric) if record.status == FINISHED else None
+    maximizes = str(sweeper.get("direction")).endswith("maximize")
+    return -value if value is not None and metric.highest_is_best and not maximizes else value

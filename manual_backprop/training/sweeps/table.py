@@ -1,4 +1,4 @@
-"""A sweep as a table, the lowest loss first: for the terminal, and as table.csv and table.md."""
+"""A sweep as a table, the best job first: for the terminal, and as table.csv and table.md."""
 
 import csv
 import io
@@ -7,27 +7,25 @@ from collections.abc import Sequence
 
 from manual_backprop.common.columns import columns
 from manual_backprop.common.plain_text import visible
+from manual_backprop.training.comparison.runs import Metric
 from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, swept_values
 
 
-def metrics_of(records: Sequence[JobRecord]) -> list[str]:
-    """The metrics besides the loss that choose the best checkpoint of some job."""
-    return list(dict.fromkeys(record.metric for record in records if record.metric is not None))
+def metrics_of(records: Sequence[JobRecord]) -> list[Metric]:
+    """The metrics that have a column: the loss, and what else chooses the best checkpoint of some job."""
+    return list(dict.fromkeys([Metric(), *(record.main_metric for record in records)]))
 
 
 def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
-    """The heading, then a row for each job, the lowest loss first; values that a job does not have are empty. The
-    directories, which are long, come last."""
+    """The heading, then a row for each job, the best first; values that a job does not have are empty. The directories,
+    which are long, come last."""
     metrics = metrics_of(records)
-    measured = [metric.replace("/", " ").replace("_", " ") for metric in metrics]
-    heading = ("overrides", "validation loss", *measured, "tokens a second", "status", "run directory")
     return [
-        heading,
+        ("overrides", *(metric.title for metric in metrics), "tokens a second", "status", "run directory"),
         *(
             (
                 record.title,
-                "" if record.validation_loss is None else f"{record.validation_loss:.4f}",
-                *(_shown(record, metric) for metric in metrics),
+                *(metric.shown(record.value(metric)) for metric in metrics),
                 "" if record.tokens_per_second is None else f"{record.tokens_per_second:,.0f}",
                 record.status,
                 "" if record.run_directory is None else os.path.relpath(record.run_directory),
@@ -37,13 +35,9 @@ def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
     ]
 
 
-def _shown(record: JobRecord, metric: str) -> str:
-    return f"{record.metric_value:.4g}" if record.metric == metric and record.metric_value is not None else ""
-
-
 def _numbers(records: Sequence[JobRecord]) -> range:
     """The columns that are right-aligned."""
-    return range(1, 3 + len(metrics_of(records)))
+    return range(1, 2 + len(metrics_of(records)))
 
 
 def as_text(records: Sequence[JobRecord]) -> str:
@@ -63,16 +57,15 @@ def as_csv(records: Sequence[JobRecord]) -> str:
     """The table as CSV: unrounded, with a column for each key that was swept, and the errors."""
     keys = list(dict.fromkeys(line.partition("=")[0] for record in records for line in record.swept))
     metrics = metrics_of(records)
-    named = [metric.replace("/", "_") for metric in metrics]
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(["job", *keys, "validation_loss", *named, "tokens_per_second", "status", "run_directory", "error"])
+    named = [metric.name.replace("/", "_") for metric in metrics]
+    writer.writerow(["job", *keys, *named, "tokens_per_second", "status", "run_directory", "error"])
     for record in best_first(records):
         values = swept_values(record)
-        measured = [record.metric_value if record.metric == metric else None for metric in metrics]
-        ended = (record.tokens_per_second, record.status, record.run_directory, record.error)
-        results = (record.validation_loss, *measured, *ended)
-        writer.writerow([record.number, *(values.get(key, "") for key in keys), *results])
+        results = [*map(record.value, metrics), record.tokens_per_second]
+        ended = record.status, record.run_directory, record.error
+        writer.writerow([record.number, *(values.get(key, "") for key in keys), *results, *ended])
     return written.getvalue()
 
 
