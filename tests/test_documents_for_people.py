@@ -322,7 +322,7 @@ scope = {}
 exec(SET_UP.replace(">>> ", ""), scope)
 runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
 for one in examples():
-    test = doctest.DocTestParser().get_doctest(one.docstring, scope, one.name, str(one.path), one.node.lineno)
+    test = doctest.DocTestParser().get_doctest(one.docstring, scope, one.name, one.module, one.node.lineno)
     assert test.examples, one.name
     runner.run(test)
 print(runner.tries, file=sys.stderr)
