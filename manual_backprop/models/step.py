@@ -1,7 +1,8 @@
 """The machinery around the calculus of a hand-written network: kernels, memory, recorded steps, recomputed blocks.
 
 `custom.py` defines what is computed, forward and backward. This file decides in which memory and by which kernels, and
-whether a step runs or is replayed. Nothing here is differentiated.
+whether a step runs or is replayed. Of the calculus, only the loss is here: the head and its loss may be one kernel,
+which computes the gradient in its forward.
 """
 
 from __future__ import annotations

@@ -47,10 +47,8 @@ class IncrementalDecoder:
         self.blocks = [self._block_parameters(f"{self.stack}blocks.{block}") for block in range(config.n_blocks)]
         head = network.parameters["token_embedding.weight" if config.tied_head else "head.weight"]
         self.head = head.to(network.compute_dtype)
-        self.norm_forward = partial(
-            ops.residual_rms_norm_forward if config.traits.norm == "rms" else ops.residual_layer_norm_forward,
-            epsilon=config.epsilon,
-        )
+        norm_forward = getattr(ops, f"residual_{config.traits.norm}_norm_forward")
+        self.norm_forward = partial(norm_forward, epsilon=config.epsilon)
         shape = (2, batch_size, config.kv_heads, config.max_seq_len, config.d_head)
         self.kept = [  # keys and values of each block: (2, B, G, max_seq_len, K), filled up to position `length`
             torch.empty(shape, dtype=network.compute_dtype, device=network.device) for _ in range(config.n_blocks)
