@@ -51,7 +51,7 @@ def lines_of(place: str) -> Iterator[str]:
     try:
         with nullcontext(sys.stdin.buffer) if place == "-" else open(place, "rb") as file:
             for number, line in enumerate(file, 1):
-                if number == 1 and line.startswith(b"PAR1"):
+                if number == 1 and line.startswith(b"PAR1\x15"):
                     raise InputError(
                         f"{where} is a Parquet file, and --file reads text: JSON lines, CSV, TSV, or an input in each "
                         "line. Write its rows as one of these, as with pandas: "

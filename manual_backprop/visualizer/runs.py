@@ -55,14 +55,14 @@ class Runs:
             found[name] = path
         self._paths = found
 
-    def add(self, path: Path) -> str:
-        """The id of the run in this directory, which may be anywhere."""
-        path = path.resolve()
-        if path.parent == (self.root / "runs").resolve() and path.name in self:
-            return path.name
-        self._extra.append(path)
+    def add(self, paths: Sequence[Path]) -> list[str]:
+        """The ids of the runs in these directories, which may be anywhere."""
+        paths, folder = [path.resolve() for path in paths], (self.root / "runs").resolve()
+        inside = {path: path.name for path in paths if path.parent == folder and path.name in self}
+        self._extra += [path for path in paths if path not in inside]
         self.refresh()
-        return next(run_id for run_id, known in self._paths.items() if known == path)
+        known = {path: run_id for run_id, path in self._paths.items()} | inside
+        return [known[path] for path in paths]
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table, newest start first."""

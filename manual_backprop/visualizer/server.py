@@ -48,7 +48,7 @@ def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Ses
     chosen: list[str] = []
     for one in which:
         try:
-            chosen += [runs.add(path) for path in named_runs([one], root)]
+            chosen += runs.add(named_runs([one], root))
         except InputError:
             matching = [row["id"] for row in runs.rows() if row.get("from") and one in (row["id"], row["name"])]
             if len(matching) != 1:

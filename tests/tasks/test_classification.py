@@ -394,6 +394,8 @@ def test_what_cannot_be_asked(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         given = [str(tmp_path / word) if word.count(".") == 1 or word == "absent" else word for word in arguments]
         assert exit_codes.exit_code_of(lambda given=given: predict.main([str(run), *given])) == 2  # type: ignore[misc]
         assert re.search(words, capsys.readouterr().err), words
+    (tmp_path / "text.txt").write_text("PAR1 is a word\n")
+    assert [*predict.lines_of(str(tmp_path / "text.txt"))] == ["PAR1 is a word\n"]
 
 
 def test_mlflow_serves_labels(run: Path, tmp_path: Path) -> None:

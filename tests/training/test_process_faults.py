@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import psutil
 import pytest
 from process_group import PATIENCE, Together, job_of
 from run_tools import assert_same_tensors, config_of, metric, newest, small
+from torch.distributed import HashStore
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.errors import EXIT_NOT_FINITE, EXIT_RANK_FAILED, InputError, ProcessFailed
@@ -24,6 +27,7 @@ from manual_backprop.common.processes import Place
 from manual_backprop.run import main
 from manual_backprop.tracking.run_directory import close_dead_runs, list_runs, read_run
 from manual_backprop.training.processes import group
+from manual_backprop.training.processes.watch import Watch
 
 ENDLESS = ("training.max_steps=100000", "training.save_every=5", "training.batch_size=4", "model.dropout=0.1")
 STEP = 7  # in which process 1 does what it should not
@@ -272,3 +276,19 @@ def test_jobs_of_a_sweep_start_them(text: Path, tmp_path: Path, here: None) -> N
     runs = list_runs(tmp_path / "outputs")
     assert [read_run(one)["status"] for one in runs] == ["FINISHED"] * 2
     assert len({float(metric(one, "validation/loss")[-1]) for one in runs}) == 2, "two seeds"
+
+
+def test_a_process_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one for which nobody has waited yet; not one whose state cannot be read."""
+    child = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(os, "getpid", lambda: child.pid)
+    watch = Watch(HashStore(), 0, 1)
+    assert not watch._has_died(0)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert watch._has_died(0)
+    child.wait()
+    assert watch._has_died(0)
+    for error in (psutil.AccessDenied(child.pid), OSError("/proc")):
+        monkeypatch.setattr(psutil, "Process", mock.Mock(side_effect=error))
+        assert not watch._has_died(0)

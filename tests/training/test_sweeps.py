@@ -19,6 +19,7 @@ from run_tools import small, write_text
 
 from manual_backprop.tracking import TrainingLogger, create_run_directory, load_training_log
 from manual_backprop.tracking.run_directory import FINISHED, SWEEPS, close_dead_runs, list_runs, read_run
+from manual_backprop.training.comparison.runs import Metric
 from manual_backprop.training.sweeps.processors import cores, jobs_at_once, threads_of_a_job
 from manual_backprop.training.sweeps.records import (
     JobRecord,
@@ -304,6 +305,23 @@ def test_a_record_of_a_version_that_ranked_by_the_loss(tmp_path: Path) -> None:
     assert content.pop("highest_is_best") is True
     (records.folder / "0000.json").write_text(json.dumps(content))
     assert records.read_all() == [measured(record(0), run.path)]
+    shutil.rmtree(run.path)
+    (kept,) = records.read_all()
+    assert (kept.main_metric, kept.validation_loss) == (Metric(), 0.5), "its run is gone: the loss still ranks"
+
+
+def test_the_best_job_is_the_first_of_the_table() -> None:
+    """Also if a job has measured nothing, so that they do not share a metric."""
+    records = [
+        replace(
+            record(number, "FINISHED", loss), metric="validation/accuracy", metric_value=score, highest_is_best=True
+        )
+        for number, (loss, score) in enumerate(((2.0, 0.75), (1.0, 0.5)))
+    ]
+    records.append(record(2, "FINISHED"))
+    assert ranking(records) == Metric()
+    assert best_of(records) == best_first(records)[0] == records[1]
+    assert best_of(records[2:]) is None
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_runs_are_named_as_everywhere(root: Path, tmp_path: Path, monkeypatch: p
         assert open_session([name]).chosen() == [newest]
     assert named_runs(["abcdef", newest], root / "outputs") == [root / "outputs" / "runs" / newest]
     shutil.rmtree(sweep)
+    same = [str(shutil.copytree(own, tmp_path / place / own.name)) for place in "ab"]
+    assert open_session([newest, str(own), *same, *same]).chosen() == [newest, "my_run", "a-my_run", "b-my_run"]
 
 
 # Tables

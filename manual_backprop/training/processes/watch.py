@@ -114,8 +114,8 @@ class Watch:
             return False
         try:
             return psutil.Process(place["pid"]).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        except psutil.NoSuchProcess:
-            return True
+        except (psutil.Error, OSError) as error:  # any other one: its state cannot be read
+            return isinstance(error, psutil.NoSuchProcess)
 
 
 def _seen_from() -> str | None:

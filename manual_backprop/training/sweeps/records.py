@@ -15,6 +15,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -81,9 +82,7 @@ class Records:
             texts = {name: tuple(content[name]) for name in ("overrides", "swept")}
             record = JobRecord(**{**content, **texts})
             record = replace(record, run_directory=self._where_it_is(record.run_directory))
-            if record.metric is None or record.run_directory is None or "highest_is_best" in content:
-                return record
-            return measured(record, Path(record.run_directory))  # of a version that ranked by the loss only
+            return record if record.metric is None or "highest_is_best" in content else _with_direction(record)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -169,6 +168,15 @@ def run_of_job(outputs: Path, sweep: Path, number: int) -> Path | None:
     return None
 
 
+def _with_direction(record: JobRecord) -> JobRecord:
+    """A record of a version that ranked by the loss only. Its run says whether the highest value of its metric is the
+    best; where the run is gone, the loss still ranks."""
+    with suppress(InputError):
+        if record.run_directory is not None:
+            return replace(record, highest_is_best=Metric.of(read_run(Path(record.run_directory))).highest_is_best)
+    return replace(record, metric=None, metric_value=None)
+
+
 def measured(record: JobRecord, run: Path | None) -> JobRecord:
     """The record with what its run's directory says about loss, speed and what else its task measures."""
     if run is None or not (run / "metrics.jsonl").is_file():
@@ -210,8 +218,8 @@ def ranking(records: Sequence[JobRecord]) -> Metric:
 def best_of(records: Sequence[JobRecord]) -> JobRecord | None:
     """The best of the finished jobs that have measured what ranks them."""
     metric = ranking(records)
-    done = [record for record in records if record.status == FINISHED and record.value(metric) is not None]
-    return best_first(done)[0] if done else None
+    done = (record for record in best_first(records) if record.status == FINISHED and record.value(metric) is not None)
+    return next(done, None)
 
 
 def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
