@@ -5,9 +5,9 @@
     a directory                 of a run, of one of its checkpoints, of checkpoints that a program saved, or one that
                                 convert has imported or exported
 
-A run means its best checkpoint, the one with the lowest validation loss (the latest, if none was measured), and a sweep
-means its best run. `RUN@last`, `RUN@best` and `RUN@STEP` name other checkpoints. `find` imports no torch; `load` does,
-and reads only the checkpoint, which describes its network.
+A run means its best checkpoint by the metric of its task, the one with the lowest validation loss for a language model
+(the latest, if none was measured), and a sweep means its best run. `RUN@last`, `RUN@best` and `RUN@STEP` name other
+checkpoints. `find` imports no torch; `load` does, and reads only the checkpoint, which describes its network.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ATTEMPTS = 5  # to choose a checkpoint, since a run that is still training may r
 
 RUN_HELP = """\
 RUN is last (the newest run), a run id or its last six characters, its id in MLflow, the directory of a run or of a
-checkpoint, or one that `convert` has written. A run means its best checkpoint, the one with the lowest validation loss,
-and a sweep means its best run; RUN@last and RUN@STEP, as in last@850, name other checkpoints."""
+checkpoint, or one that `convert` has written. A run means its best checkpoint (for a language model: the one with the
+lowest validation loss), and a sweep means its best run; RUN@last and RUN@STEP, as in last@850, name other checkpoints."""
 
 
 @dataclass(frozen=True)
