@@ -353,6 +353,7 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         "exported/config.json": "is a file: give the folder",
         "./wings": "there is no folder './wings'",
         "a/b/c": "there is no folder 'a/b/c'",
+        "~nobody-of-that-name": "there is no folder '~nobody-of-that-name'",
     }
     for source, words in refusals.items():
         with pytest.raises(InputError, match=words):

@@ -15,7 +15,9 @@ from command_tools import command
 from run_tools import newest, resume, small, write_text
 
 from manual_backprop.common import uris
+from manual_backprop.common.errors import InputError
 from manual_backprop.compare import main as compare
+from manual_backprop.config.plugins import load_plugins
 from manual_backprop.evaluate import main as evaluate
 from manual_backprop.rerun import main as rerun
 from manual_backprop.run import main as run
@@ -110,13 +112,27 @@ def test_what_may_be_given_as_a_tracking_uri(tmp_path: Path, monkeypatch: pytest
     assert uris.sqlite_database("sqlite-runs") == uris.sqlite_database("http://127.0.0.1:5000") == (False, None)
 
 
-def test_one_place_makes_uris_of_paths() -> None:
+def test_the_home_of_a_user_that_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert uris.expanded("~/m.db") == tmp_path / "m.db"
+    for given in ("~nobody-of-that-name/m.db", "./~/m.db", "m~.db"):
+        assert uris.expanded(given) == Path(given)
+    for arguments in (["~nobody-of-that-name"], ["~nobody-of-that-name@last"]):
+        with pytest.raises(InputError, match="there is no run '~nobody-of-that-name"):
+            evaluate(arguments)
+    with pytest.raises(InputError, match=r"--plugin ~nobody-of-that-name/a\.py: there is no such file"):
+        load_plugins(["~nobody-of-that-name/a.py"])
+
+
+def test_one_place_reads_typed_paths_and_makes_uris_of_them() -> None:
     found = []
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
             text = text or (node.attr if isinstance(node, ast.Attribute) else "")
             if (text.startswith(("file:/", "sqlite:")) and "\n" not in text) or text in ("as_uri", "url2pathname"):
+                found.append(file.name)
+            if text == "expanduser" and file.name != "home.py":  # asks whether there is a home at all
                 found.append(file.name)
     assert set(found) == {"uris.py"}
 

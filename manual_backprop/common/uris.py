@@ -1,15 +1,20 @@
-"""Conversion between paths and URIs. Nothing else in the package converts them.
+"""Paths as they are typed, and conversion between paths and URIs. Nothing else in the package converts them.
 
 A path may contain every character but NUL. In a URI `#`, `?` and `%` have a meaning, and MLflow and SQLAlchemy parse
 URIs in different ways, so there is a function for each case.
 """
 
-import importlib.metadata
 import os
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 DATABASES = (".db", ".sqlite", ".sqlite3")  # a path with one of these suffixes is a database, even before it exists
+
+
+def expanded(typed: str | Path) -> Path:
+    """A path with the home folder in place of ~ or ~USER. Without such a user it stays as it is, and there is no such
+    file; `Path.expanduser` would raise RuntimeError."""
+    return Path(os.path.expanduser(typed))
 
 
 def file_uri(path: Path) -> str:
@@ -37,6 +42,8 @@ def sqlite_uri(database: Path) -> str:
     path = str(database.absolute())
     if not set(path) & set("%?"):
         return f"sqlite:///{path}"
+    import importlib.metadata
+
     major, minor = importlib.metadata.version("sqlalchemy").split(".")[:2]
     if (int(major), int(minor)) >= (2, 1):
         return "sqlite+pysqlite:///" + path.replace("%", "%25").replace("?", "%3F")
@@ -60,7 +67,7 @@ def store_uri(given: str) -> str:
     """The URI to use for a given MLFLOW_TRACKING_URI. The path of a database becomes the URI of that database; MLflow
     itself would look for a folder of that name."""
     is_file = given.startswith("file:")
-    path = path_of(given) if is_file else None if "://" in given else Path(os.path.expanduser(given))
+    path = path_of(given) if is_file else None if "://" in given else expanded(given)
     if path is not None and (path.suffix in DATABASES or path.is_file()):
         return sqlite_uri(path)
     if given.startswith("sqlite:///") and "%" in given:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manual_backprop.common.errors import ConfigError, InputError
+from manual_backprop.common.uris import expanded
 from manual_backprop.config.rules import shown
 
 HELP = "a module, or a file, with tasks, objectives or activations of your own; may be given several times"
@@ -26,7 +27,7 @@ def load_plugins(given: Sequence[str]) -> None:
     for one in given:
         folder, name = Path.cwd(), one
         if one.endswith(".py"):
-            path = Path(one).expanduser()
+            path = expanded(one)
             if not path.is_file():
                 raise InputError(f"--plugin {one}: there is no such file (working directory: {folder})")
             folder, name = path.resolve().parent, path.stem

@@ -33,7 +33,7 @@ from ..common.errors import CheckpointError, InputError, RunInUseError, StorageE
 from ..common.json_files import read_object
 from ..common.machine import boot_id, is_on_local_file_system
 from ..common.origin import Origin
-from ..common.uris import same_place
+from ..common.uris import expanded, same_place
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -215,7 +215,7 @@ def find_run(root: str | Path, which: str) -> FoundRun:
             if checkpoints.newest_sound() is not None:
                 return FoundRun(path, checkpoints.best() if which == "best" else checkpoints.latest())
         raise CheckpointError(f"{which}: no run in {Path(root).absolute() / 'runs'} has a sound checkpoint")
-    named = Path(which).expanduser().absolute()
+    named = expanded(which).absolute()
     for path, checkpoint in ((named, None), (named.parent.parent, named)):
         if (path / RUN_FILE).is_file():
             path = _below_root(path, root)
@@ -239,7 +239,7 @@ def find_sweep(root: str | Path, which: str) -> Path:
     sweeps = list_runs(root, SWEEPS)
     if which == "last" and sweeps:
         return sweeps[-1]
-    named = Path(which).expanduser().absolute()
+    named = expanded(which).absolute()
     if named.parent.name == SWEEPS and (named / RUN_FILE).is_file():
         return _below_root(named, root)
     matching = [path for path in sweeps if which in _ids(path)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from manual_backprop.common.digests import file_digest
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.json_files import read_object
+from manual_backprop.common.uris import expanded
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.huggingface.layouts import network_of
 
@@ -48,7 +49,7 @@ def is_exported(folder: Path) -> bool:
 
 def local_folder(which: str) -> Path:
     """The local folder `which`, or the model of that name downloaded from the hub. Raises InputError."""
-    path = Path(which).expanduser()
+    path = expanded(which)
     if path.is_file():
         raise InputError(f"{which} is a file: give the folder that holds {CONFIG} and {WEIGHTS}")
     if path.is_dir():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from manual_backprop.checkpoints.checkpoint import METRIC, CheckpointManager, checkpoint_name, load_checkpoint, step_of
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.common.uris import expanded
 from manual_backprop.config.plugins import missing_plugins
 from manual_backprop.tracking.run_directory import RUN_FILE, SWEEPS, close_dead_runs, find_run, list_runs, read_run
 from manual_backprop.trained_models.huggingface_directory import as_checkpoint, is_exported
@@ -137,7 +138,7 @@ class SavedModel:
         root, dataset, tokenizer = self.found.outputs.parent, config.dataset, config.tokenizer
 
         def seen_from(path: str | None) -> str | None:
-            return None if path is None else str(root / Path(path).expanduser())
+            return None if path is None else str(root / expanded(path))
 
         has_test_file = dataset.path is not None and dataset.name != "saved"  # saved has named splits
         has_test_file &= dataset.format not in ("saved", "hub")
@@ -155,7 +156,7 @@ class SavedModel:
 def find(which: str, outputs: Path = OUTPUTS) -> Found:
     """The checkpoint that `RUN` names. Raises InputError, which lists what exists."""
     named, at = _split(which)
-    path = Path(named).expanduser()
+    path = expanded(named)
     if path.is_dir() and (path.name.startswith("step-") or (path / "manifest.json").is_file()):
         if at is not None:
             raise InputError(f"{which}: {named} is one checkpoint already; leave out @{at}")
@@ -198,13 +199,13 @@ def _best_run(sweep: Path) -> Path:
 def names_a_run(word: str) -> bool:
     """Whether an argument names a run rather than being KEY=VALUE: a path and the name of a run may contain a =."""
     meant = [named for named in (word, word.rpartition("@")[0]) if named]
-    return any(Path(named).expanduser().is_dir() or (OUTPUTS / "runs" / named).is_dir() for named in meant)
+    return any(expanded(named).is_dir() or (OUTPUTS / "runs" / named).is_dir() for named in meant)
 
 
 def _split(which: str) -> tuple[str, str | None]:
     """The parts of `RUN@WHICH`. An existing path may contain an @ itself."""
     named, separator, at = which.rpartition("@")
-    if not separator or Path(which).expanduser().exists():
+    if not separator or expanded(which).exists():
         return which, None
     if at not in ("last", "best") and not at.isdecimal():
         raise InputError(f"{which}: after @, give last, best or the number of a step, as in {named or 'last'}@100")

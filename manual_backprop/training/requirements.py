@@ -5,6 +5,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.machine import compute_capabilities
+from manual_backprop.common.uris import expanded
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import WITH_FORMAT, DatasetConfig, RunConfig
 
@@ -33,7 +34,7 @@ def missing_here(config: RunConfig) -> list[str]:
         paths |= _paths_of(config.dataset)
     paths["tokenizer.source_path"] = config.tokenizer.source_path
     for key, path in paths.items():
-        if path is not None and not (os.path.isfile(place := Path(path).expanduser()) or os.path.isdir(place)):
+        if path is not None and not (os.path.isfile(place := expanded(path)) or os.path.isdir(place)):
             hub = "; a dataset of the hub needs dataset.format=hub" * (key == "dataset.path" and path.count("/") == 1)
             hub *= config.dataset.name in WITH_FORMAT
             violations.append(

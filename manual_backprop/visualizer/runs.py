@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.durable_files import process_is_alive
 from ..common.errors import InputError
+from ..common.uris import expanded
 from ..tracking import LogReader, TrainingLog, find_run, list_runs
 from ..tracking.metrics_file import METRICS
 from ..tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, find_sweep, read_run
@@ -122,7 +123,7 @@ def named_runs(which: Sequence[str], root: Path) -> list[Path]:
     Raises InputError."""
     found: list[Path] = []
     for one in which:
-        path = Path(one).expanduser()
+        path = expanded(one)
         if (path / "jobs").is_dir() or _is_sweep(one, root):
             sweep = path if (path / "jobs").is_dir() else find_sweep(root, one)
             if not (jobs := runs_of_sweep(sweep)):

@@ -16,6 +16,7 @@ from typing import Any
 from ...common.digests import json_digest
 from ...common.durable_files import new_folder, storage_errors, sync_file
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import DatasetConfig
 from ..sources.files import no_column
 from ..sources.hub import HubSource, evaluation_subset_size, hub_access
@@ -46,7 +47,7 @@ def download(
     if dataset.repository is None:
         where = "is part of every Python installation" if dataset.name == "python_docs" else "is on this machine"
         raise InputError(f"{title_of(dataset)} {where}: there is nothing to download.")
-    folder = DATASETS / title_of(dataset) if output is None else Path(output).expanduser()
+    folder = DATASETS / title_of(dataset) if output is None else expanded(output)
     source = HubSource(dataset)
     if dataset.subset_size is not None and not dataset.streaming and not Path(source._builder.cache_dir).exists():
         dataset = replace(dataset, streaming=True)  # do not download the rest

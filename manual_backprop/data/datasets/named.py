@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import DatasetConfig, shipped_folder
 from ..sources.documents import files_below
 from ..tokens.token_shards import is_shards
@@ -91,7 +92,7 @@ def _base(name: str) -> DatasetConfig:
     names = [file.stem for file in (shipped_folder("conf") / "dataset").glob("*.yaml")]
     if name in names and name not in DATASET_KINDS:
         return _shipped(name)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if os.path.exists(path):  # unlike Path.exists, False if permission is denied
         return _of_path(path)
     if name in DATASET_KINDS:

@@ -24,6 +24,7 @@ import numpy as np
 from ...common.digests import file_digest, json_digest
 from ...common.durable_files import atomic_file, put_in_place, storage_errors, sync_file, write_atomically
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import DatasetConfig
 from ..sources.documents import Source
 from ..sources.reading import read_documents, selection
@@ -86,7 +87,7 @@ def pretokenize_dataset(
         "max_length": max_length,
     }
     default = PLACE / f"{title_of(dataset)}-{title}-{json_digest(settings)[:8]}"
-    folder = default if output is None else Path(output).expanduser()
+    folder = default if output is None else expanded(output)
     with storage_errors(f"write {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):

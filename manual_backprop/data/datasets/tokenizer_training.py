@@ -14,6 +14,7 @@ from typing import Any
 
 from ...common.durable_files import new_folder
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import DatasetConfig
 from ..sources.reading import Reading, text_of_files, training_text
 from ..tokens.tokenizer import END_TOKEN, FILE_NAME, BpeTokenizer
@@ -70,7 +71,7 @@ def train_tokenizer_from_files(
     _check(vocab_size, min_frequency)
     check_whole("subset_size", subset_size, 1)
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    files = [Path(path).expanduser() for path in given]
+    files = [expanded(path) for path in given]
     if not given or "" in given:
         raise InputError("No file was given to learn a tokenizer from: give at least one.")
     for file in files:
@@ -103,7 +104,7 @@ def _place(output: str | Path | None, title: str, vocab_size: int, min_frequency
     """The folder for the tokenizer. Raises InputError if it holds a tokenizer that was trained otherwise."""
     name = f"{title}-{vocab_size}" + (f"-first-{subset_size}" if subset_size is not None else "")
     name += f"-min-{min_frequency}" if min_frequency != MIN_FREQUENCY else ""
-    folder = TOKENIZERS / name if output is None else Path(output).expanduser()
+    folder = TOKENIZERS / name if output is None else expanded(output)
     if folder.exists():
         asked = {"vocab_size": vocab_size, "min_frequency": min_frequency}
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import InputError
+from ...common.uris import expanded
 from .documents import BYTE_ORDER_MARK, BadRow, Document, FileSource, Row, SourceFile, files_below, unreadable
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def find_files(path: str | Path, kind: str, endings: tuple[str, ...] = ()) -> It
     Hidden files and folders (with a leading dot) are ignored; a warning lists other files that are left out.
     Raises InputError.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if root.is_dir():
         below = list(files_below(root))
         found = [file for file in below if not endings or file.name.lower().endswith(endings)]

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.rules import shown
 from ...config.schema import DatasetConfig
 from .documents import Document, Files, Row, Source
@@ -215,7 +216,7 @@ class SavedDataset(DatasetSplits):
 
     def __init__(self, path: str, dataset: DatasetConfig, key: str = "text_column"):
         super().__init__(dataset, path, key)
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.on_disk = _SavedFiles(find_files(path, "what datasets.save_to_disk wrote"))
 
     def identity(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import DatasetConfig
 from .documents import (
     BYTE_ORDER_MARK,
@@ -94,7 +95,7 @@ class FilePairs(PairSource):
 
 def format_of(path: str, dataset: DatasetConfig, key: str) -> str:
     """The format of a file, or of the files in a folder, by suffix. Raises InputError if these do not decide."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
         found = {FORMAT_OF[file.suffix.lower()] for file in files_below(place) if file.suffix.lower() in FORMAT_OF}
         if len(found) == 1:
@@ -126,7 +127,7 @@ def _columns(dataset: DatasetConfig) -> tuple[str, str]:
 
 
 def _beside(path: str, ending: str) -> Path:
-    return Path(f"{path}.{ending}").expanduser()
+    return expanded(f"{path}.{ending}")
 
 
 def _side(dataset: DatasetConfig, form: str, key: str) -> Source:

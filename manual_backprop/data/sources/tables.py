@@ -10,10 +10,10 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
+from ...common.uris import expanded
 from .documents import BYTE_ORDER_MARK, BadRow, Files, SourceFile, files_below, unreadable
 from .files import ROWS, broken, cells, find_files, not_json
 
@@ -30,7 +30,7 @@ class TableRow:
 def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
     """The format of a file, or of the files in a folder, by suffix. `key` is the key of `dataset` that holds the
     path. Raises InputError if there is no such path, or if the suffixes do not decide."""
-    place, known = Path(path).expanduser(), ", ".join(formats)
+    place, known = expanded(path), ", ".join(formats)
     if not place.exists():
         raise InputError(
             f"dataset.{key}={path}: there is no such file or folder. Give an existing one; a dataset of the hub is "

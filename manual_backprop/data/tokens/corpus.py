@@ -19,6 +19,7 @@ import numpy as np
 
 from ...common.digests import json_digest
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.documents import Source
 from ..sources.hub import HubUnavailable, unpinned
@@ -196,7 +197,7 @@ def _corpus_of_shards(dataset: DatasetConfig, config: TokenizerConfig) -> Corpus
             f"dataset={PRETOKENIZED} needs a path: give the folder that `tools.tokenization pretokenize` wrote as "
             "dataset.path=PATH."
         )
-    folder = Path(dataset.path).expanduser()
+    folder = expanded(dataset.path)
     contents = manifest_of(folder)
     shards = {name: load_pretokenized(folder, name) for name in ("train", "validation")}
     tokenizer = shards["train"].tokenizer

@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import TokenizerConfig, option_values
 from ..sources.hub import hub_file
 from .tokenizer import FILE_NAME, SETTINGS_FILE, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer
@@ -28,7 +29,7 @@ def pretrained_tokenizer(config: TokenizerConfig) -> Tokenizer:
 def tokenizer_of_folder(path: str | Path) -> Tokenizer:
     """The tokenizer in a folder with tokenizer.json (from this project, `tokenizers` or `transformers`) or with GPT-2's
     two files; or that of the file tokenizer.json itself. Raises InputError."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_file() and folder.name == FILE_NAME:
         folder = folder.parent
     if not folder.is_dir():
@@ -63,7 +64,7 @@ def tokenizer_named(name: str | Path) -> Tokenizer:
     """The tokenizer of one name: byte, gpt2, OWNER/NAME on the hub, a folder, or a name in outputs/tokenizers. Raises
     InputError."""
     given = str(name)
-    places = [Path(given).expanduser(), Path("outputs/tokenizers") / given]
+    places = [expanded(given), Path("outputs/tokenizers") / given]
     if (place := next((place for place in places if place.exists()), None)) is not None:
         return tokenizer_of_folder(place)
     if given == ByteTokenizer.name:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...common.digests import json_digest
 from ...common.errors import InputError
+from ...common.uris import expanded
 from ...config.schema import DatasetConfig
 from ..sources.documents import Source
 from ..sources.hub import TEST_SPLIT, DatasetSplits, evaluation_subset_size
@@ -59,7 +60,7 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
 
 
 def _place(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+    return expanded(path).resolve()
 
 
 def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Path) -> tuple[Split, tuple[str, ...]]:

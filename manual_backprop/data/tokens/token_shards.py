@@ -10,6 +10,7 @@ import numpy as np
 
 from ...common.digests import file_digest, json_digest
 from ...common.errors import InputError
+from ...common.uris import expanded
 from .tokenizer import Tokenizer, load_tokenizer
 
 MANIFEST = "manifest.json"
@@ -88,7 +89,7 @@ def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
     >>> len(tokens) > 1000, tokens[:3].tolist() == tokens.document(0)[:3].tolist()
     (True, True)
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     contents = manifest_of(folder)
     if split not in contents["splits"]:
         raise InputError(f"{folder} has no split {split!r}, only {', '.join(contents['splits'])}.")
@@ -108,7 +109,7 @@ def mapped(path: Path, dtype: Any, *shape: int) -> np.ndarray:
 
 def is_shards(path: str | Path) -> bool:
     """Whether `path` is a folder whose manifest is one of token shards."""
-    file = Path(path).expanduser() / MANIFEST
+    file = expanded(path) / MANIFEST
     try:
         return "tokenizer_digest" in json.loads(file.read_text(encoding="utf-8"))["contents"]["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,7 +118,7 @@ def is_shards(path: str | Path) -> bool:
 
 def manifest_of(path: str | Path) -> dict[str, Any]:
     """The contents of the manifest of token shards: settings, splits, notes. Raises InputError."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         contents: dict[str, Any] = manifest["contents"]
