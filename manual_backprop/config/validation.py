@@ -64,7 +64,7 @@ def suggestion(name: str) -> str | None:
     ]
     head, _, last = name.rpartition(".")
     if (key := _key_of(name)) is not None:
-        return key
+        return key.removesuffix(".name")  # the choice of the group sets it
     plain = last.lower().replace("-", "_")
     spellings = (last, plain, SYNONYMS.get(plain, plain))
     for spelling in spellings:

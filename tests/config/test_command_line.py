@@ -94,6 +94,9 @@ REFUSED: list[tuple[str, str]] = [
     ("tags.a.b=1", "tags"),
     ("seed.start=4", "did you mean seed?"),
     ("seed.compile=true", "did you mean seed?"),
+    ("model.d_model.x=4", "did you mean model.d_model?"),
+    ("task.name.x=4", "did you mean task?"),
+    ("--dataset.name=text", "did you mean dataset=text?"),
     ("start=4", "manual_backprop.generate last --prompt TEXT"),
 ]
 
