@@ -84,9 +84,7 @@ def suggestion(name: str) -> str | None:
         return f"{head}.{meant}"
     if head and head not in groups() and (group := nearest(head, list(groups()))) is not None:
         return suggestion(f"{group}.{last}")
-    if head in groups():  # a similar name at the top level is not what was meant in a group
-        places = {name: key for name, key in places.items() if "." in key}
-    return places.get(meant, meant) if (meant := nearest(last, [*places, *candidates], likeness=0.75)) else None
+    return places[meant] if (meant := nearest(last, list(places), likeness=0.75)) is not None else None
 
 
 def _key_of(name: str) -> str | None:

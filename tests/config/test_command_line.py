@@ -96,6 +96,8 @@ REFUSED: list[tuple[str, str]] = [
     ("seed.compile=true", "did you mean seed?"),
     ("model.d_model.x=4", "did you mean model.d_model?"),
     ("task.name.x=4", "did you mean task?"),
+    ("run=mine", "did you mean run_name?"),
+    ("training.seeds=4", "did you mean seed?"),
     ("--dataset.name=text", "did you mean dataset=text?"),
     ("start=4", "manual_backprop.generate last --prompt TEXT"),
 ]
