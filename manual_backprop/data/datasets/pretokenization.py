@@ -146,7 +146,7 @@ def _make(work: _Work) -> None:
     """Write the folder. The caller must have its lock."""
     folder, partial = work.folder, work.partial
     partial.mkdir(exist_ok=True)
-    for half in partial.glob(".*"):  # temporary files of `atomic_file` in a killed process
+    for half in (*partial.glob(".*"), *partial.glob("*.tmp")):  # of a killed process; .tmp: of an older version
         half.unlink()
     try:
         text, parts, notes_and_counts = _text_read_before(partial)
