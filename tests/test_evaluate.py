@@ -276,6 +276,11 @@ def test_the_text_is_no_longer_there(copy: Path, tmp_path: Path, capsys: pytest.
     manager = CheckpointManager(copy / "checkpoints", keep=None)
     manager.save(9, saved.tensors, moved, files=[copy / "tokenizer.json"])
     assert "What this run has learned from (dataset=text) cannot be read any more: " in refused(capsys, "last@9")
+    other.write_bytes(b"\xff")
+    told = refused(capsys, "last@9")
+    assert f"cannot be read any more: {other}" in told
+    assert "Correct it." in told
+    assert "on_bad_row" not in told, "evaluate takes no keys"
     other.write_text("another text, in which other things are said. " * 20)
     told = refused(capsys, "last@9")
     assert f"{other} is not what this model was trained on: the dataset's digest is" in told

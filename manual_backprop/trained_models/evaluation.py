@@ -24,8 +24,10 @@ def open_trained_task(saved: SavedModel, test: str | None = None) -> Task:
     try:
         task = kind.open(config, cache)
     except InputError as error:
+        # The way out of a bad row is one for a run: it has keys.
+        why = f"{error.row}. Correct it." if isinstance(error, BadRowError) else error
         raise InputError(
-            f"What this run has learned from (dataset={config.dataset.name}) cannot be read any more: {error}"
+            f"What this run has learned from (dataset={config.dataset.name}) cannot be read any more: {why}"
         ) from error
     for tag, digest in task.digests.items():
         recorded, what = saved.state.get(tag), tag.removesuffix("_digest")
