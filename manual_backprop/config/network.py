@@ -301,7 +301,8 @@ class CustomTransformerConfig:
                 yield f"{name}={value!r}: must be a probability, at least 0 and less than 1"
         padding, sized = self.padding_token_id, isinstance(self.vocab_size, int)
         if padding is not None and (type(padding) is not int or (sized and not 0 <= padding < self.vocab_size)):
-            yield f"padding_token_id={padding!r}: must be a token id, 0 to {self.vocab_size - 1}, or None"
+            last = self.vocab_size - 1 if sized else "vocab_size - 1"
+            yield f"padding_token_id={padding!r}: must be a token id, 0 to {last}, or None"
         for name, choices in (
             ("architecture", tuple(ARCHITECTURES)),
             ("activation", (None, *ACTIVATIONS)),

@@ -264,6 +264,8 @@ def test_a_model_that_cannot_be_built() -> None:
         EncoderDecoderWrapper(**SIZES, eos_token_id=13)
     with pytest.raises(ConfigError, match="padding_token_id=3, bos_token_id=3, eos_token_id=12: must be different"):
         EncoderDecoderWrapper(**SIZES, padding_token_id=3, bos_token_id=3)
+    both = CustomTransformerConfig(**SIZES | {"vocab_size": "many", "padding_token_id": "none"})
+    assert [line.partition(":")[0] for line in both.violations()] == ["vocab_size='many'", "padding_token_id='none'"]
     with pytest.raises(ConfigError, match="padding_token_id=-1: must be a token id"):
         EncoderDecoderWrapper(**SIZES | {"vocab_size": 2})
     with pytest.raises(ConfigError, match="d_modle: a network has no such key; did you mean d_model"):

@@ -24,7 +24,7 @@ MOST_TO_READ = 20_000_000  # [bytes]; the characters of a larger text are not co
 
 @dataclass(frozen=True)
 class TextSize:
-    train_tokens: int | None  # None: unknown until the text is downloaded
+    train_tokens: int | None  # None: unknown until the text is prepared
     validation_tokens: int
     vocab_size: int
     train_documents: int | None = None  # None: unknown
