@@ -434,7 +434,8 @@ class RunConfig:
         sizes = {name: value for name, value in asdict(self.model).items() if name != "learning_rate"}
         sizes["vocab_size"] = self.model.vocab_size or vocab_size
         return CustomTransformerConfig(
-            **(symbols | fields | sizes),
+            **sizes,
+            **(symbols | fields),
             network=self.network_name,
             architecture=self.architecture.name,
             activation=self.architecture.activation,

@@ -293,3 +293,10 @@ def test_network_config_names_what_no_network_can_have() -> None:
     assert [violation.split("=")[0] for violation in found] == ["d_model", "dropout", "precision"]
     assert "8 or 12" in found[0]
     assert CustomTransformerConfig(d_model=0).violations() == ["d_model=0: must be a whole number of at least 1"]
+
+
+def test_a_task_decides_no_sizes_of_its_network() -> None:
+    config = validate(changed())
+    assert config.network_config(257, n_outputs=3).n_outputs == 3
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'd_model'"):
+        config.network_config(257, d_model=8)
