@@ -35,7 +35,7 @@ ATTEMPTS = 5  # to choose a checkpoint, since a run that is still training may r
 RUN_HELP = """\
 RUN is last (the newest run), a run id or its last six characters, its id in MLflow, the directory of a run or of a
 checkpoint, or one that `convert` has written. A run means its best checkpoint (for a language model: the one with the
-lowest validation loss), and a sweep means its best run; RUN@last and RUN@STEP, as in last@850, name other checkpoints."""
+lowest validation loss), a sweep its best run; RUN@last and RUN@STEP, as in last@850, name other checkpoints."""
 
 
 @dataclass(frozen=True)
