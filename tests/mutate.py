@@ -72,8 +72,8 @@ EQUIVALENT: dict[str, str] = {
     "self.config.position_kind != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
     "kernels/cpu/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel "
     "takes these statistics as well",
-    "kernels/cpu/embedding.py, token_embedding_backward: len(dweight) < len(token) -> len(dweight) <= len(token)": "of "
-    "two tables of the same size, either serves",
+    "kernels/cpu/embedding.py, token_embedding_backward: len(dweight) < len(token) -> len(dweight) <= len(token)": "as "
+    "much memory either way, and the same sums",
     "kernels/cpu/activations.py, gate_and_rest: x > 0 -> x >= 0": "both halves are 1/2 at 0",
 }
 

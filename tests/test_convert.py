@@ -246,6 +246,8 @@ UNSUPPORTED: list[tuple[int, dict[str, Any], str]] = [
     (0, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     (0, {"add_cross_attention": True}, "add_cross_attention=True"),
     (0, {"activation_function": "quick_gelu"}, "activation_function='quick_gelu': there are gelu_new, gelu, relu"),
+    (0, {"activation_function": ["gelu_new"]}, "activation_function=['gelu_new']: there are gelu_new, gelu, relu"),
+    (0, {"model_type": ["gpt2"]}, "model_type=['gpt2']; what can be read here is gpt2 and llama"),
     (0, {"model_type": "bert"}, "model_type='bert'; what can be read here is gpt2 and llama"),
     (0, {"n_embd": "24"}, "n_embd='24': expected a whole number"),
     (0, {"n_head": 5}, "d_model=24: must be divisible by n_heads=5"),

@@ -129,16 +129,16 @@ class CustomEncoder(CustomTransformer):
         else:
             pooled, pooling_cache = self.ops.first_position_forward(x)
         outputs, head_cache = self.ops.linear_forward(pooled, self.head, self.parameters["head.bias"])
-        self.recorder("pooled", pooled)
-        self.recorder("outputs", outputs)
+        self._recording("pooled", pooled)
+        self._recording("outputs", outputs)
         return outputs, (embedding_cache, stack_cache, pooling_cache, head_cache)
 
     def _outputs_backward(self, doutputs: Tensor, cache: Cache) -> None:
         embedding_cache, stack_cache, pooling_cache, head_cache = cache
-        self.recorder("doutputs", doutputs)
+        self._recording("doutputs", doutputs)
         # outputs = pooled head^T + bias
         dpooled = self.ops.linear_backward(doutputs, head_cache, self.dhead, self.gradients["head.bias"])
-        self.recorder("dpooled", dpooled)
+        self._recording("dpooled", dpooled)
         # pooled = mean(x) over the real positions, or x at the first position
         if self.config.pooling == "mean":
             dx = self.ops.mean_pooling_backward(dpooled, pooling_cache)

@@ -77,8 +77,7 @@ def cross_attention_mirror(
 def _attention_written_out(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> Tensor:
-    """query (B, T, H, K), key and value (B, S, G, K) -> context (B, T, H K), 0 for a query without
-    keys."""
+    """query (B, T, H, K), key and value (B, S, G, K) -> context (B, T, H K), 0 for a query without keys."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))

@@ -299,7 +299,7 @@ def test_one_disturbed_step_changes_nothing_and_on_a_busy_machine_one_thread_cou
     rest = [1.0] * (1 + time_estimate.FEWEST + len(passes))  # evaluations and samples
     taken = [value for of_pass in passes for value in (of_pass, 0.02)] + rest
     taken += [value for _ in passes for value in (by_one_thread, 0.02)] + rest
-    monkeypatch.setattr(time_estimate, "seconds_of", lambda work, wait, clock: taken.pop(0))
+    monkeypatch.setattr(time_estimate, "seconds_of", lambda work, device, clock: taken.pop(0))
     monkeypatch.setattr(time_estimate, "share_waited", lambda *arguments: busy)
     speed = speed_of(text)
     assert (speed.least, speed.step, speed.most) == pytest.approx(bounds)

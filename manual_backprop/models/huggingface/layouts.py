@@ -162,9 +162,9 @@ def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> di
 def network_of(content: Mapping[str, Any], where: str, precision: str = "fp32") -> CustomTransformerConfig:
     """Our config of a config.json. Raises InputError with everything in it that has no counterpart here."""
     model_type = content.get("model_type")
-    if model_type not in LAYOUTS:
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
         raise InputError(f"{where} has model_type={model_type!r}; what can be read here is {' and '.join(LAYOUTS)}.")
-    layout = LAYOUTS[str(model_type)]
+    layout = LAYOUTS[model_type]
     sizes, problems = {}, _unsupported(content, layout)
     for ours, theirs in layout.sizes.items():
         value = content.get(theirs, content.get("n_ctx") if theirs == "n_positions" else None)
@@ -238,7 +238,7 @@ def _unsupported(content: Mapping[str, Any], layout: Layout) -> list[str]:
 def _activation(content: Mapping[str, Any]) -> Any:
     """GPT-2's activation."""
     name = content.get("activation_function", "gelu_new")
-    return SYNONYMS.get(name, name)
+    return SYNONYMS.get(name, name) if isinstance(name, str) else name
 
 
 # Weights

@@ -268,8 +268,8 @@ OPTIMIZATIONS = {
     ),
     "compiled": Optimization(
         "kernels/cpu/compiled.py",
-        "Formulas that are neither a product nor one pass of PyTorch become one loop over their tensors: on a CPU in "
-        "C++, compiled once per machine, on a GPU in Triton. Uncompiled, every operation reads and writes memory.",
+        "Formulas that are neither a product nor one pass of PyTorch become one loop over their tensors in C++, "
+        "compiled once per machine. Uncompiled, every operation reads and writes memory.",
         without=rebound("kernels", compiled_functions=lambda wanted: nullcontext()),
     ),
     "fused-adamw": Optimization(
