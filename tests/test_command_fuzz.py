@@ -11,7 +11,7 @@ from command_tools import refused
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.composition import Composer, composer
-from manual_backprop.config.rules import Betas, Flag, Number, Share, Text, Texts, Whole, Word
+from manual_backprop.config.rules import Betas, Flag, FlagOrAuto, Number, Share, Tags, Text, Texts, Whole, Word, Words
 from manual_backprop.config.schema import RunConfig, shipped_folder
 from manual_backprop.config.validation import groups, keys
 from manual_backprop.training.command_line import check_with
@@ -152,7 +152,9 @@ WRONG_VALUES: dict[type, tuple[str, ...]] = {
     Share: ("0", "1", "-0.5", "2", "true", "[0.1]", "{a:1}", "nan"),
     Word: ("nonsense", "3", "[a]", "''"),
     Flag: ("maybe", "1", "null", "[true]"),
+    FlagOrAuto: ("maybe", "1", "null", "[true]"),
     Betas: ("0.9", "[0.9]", "[0.9,1.5]", "[a,b]", "null"),
+    Words: ("nonsense", "3", "[a]", "{a:b}"),
     Texts: ("3", "abc", "['']", "{a:b}"),
     Text: ("[a]", "{a:b}", "''"),  # a number or a word of YAML's is text, as it was typed
 }
@@ -160,6 +162,7 @@ WRONG_VALUES: dict[type, tuple[str, ...]] = {
 
 def mistaken(generator: random.Random) -> tuple[list[str], str]:
     """A command line with one mistake, and the word that the report must have for it."""
+    assert {type(field.metadata["rule"]) for field in keys().values()} <= {*WRONG_VALUES, Tags}, "a new kind of value"
     group_of = {key: key.partition(".")[0] for key in keys()}
     settable = [key for key in keys() if not key.endswith(".name") and key != "tags"]
     key = generator.choice(settable)

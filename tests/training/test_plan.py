@@ -378,11 +378,12 @@ PEAKS = {
 def test_the_memory_is_within_a_fifth_of_the_measured_peak(overrides: list[str], tmp_path: Path) -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "guide").rglob("*.md")))
     (tmp_path / "text.txt").write_text(3 * pages, encoding="utf-8")
-    short = ["training.max_steps=6", "training.eval_every=3", "training.save_every=3", "training.sample_length=8"]
+    short = ["training.eval_every=3", "training.save_every=3", "training.sample_length=8"]
     data = ["dataset=text", "dataset.path=text.txt", "device=cpu", "device.threads=1"]
     arguments = [*overrides, *short, *data]
-    measured = peak(MEASURED, arguments, tmp_path)  # first, so that the text is prepared
-    assert peak(ESTIMATED, arguments, tmp_path) == pytest.approx(measured, rel=0.2)
+    peak(MEASURED, [*arguments, "training.max_steps=1"], tmp_path)  # to prepare the text may take more than to train
+    arguments.append("training.max_steps=6")
+    assert peak(ESTIMATED, arguments, tmp_path) == pytest.approx(peak(MEASURED, arguments, tmp_path), rel=0.2)
 
 
 def tiny(text: Path, *overrides: str) -> RunConfig:
