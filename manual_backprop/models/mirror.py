@@ -101,8 +101,9 @@ class TorchTransformer(MirroredNetwork):
         if self.config.n_inputs is not None:
             x = F.linear(tokens, self.leaves[table], self.leaves["input.bias"]).to(self.config.get_dtype())
         else:
-            scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
-            x = scale * F.embedding(tokens, self.leaves[table])
+            x = F.embedding(tokens, self.leaves[table])
+            if self.config.traits.scaled_embedding:
+                x = x * math.sqrt(self.config.d_model)
         if self.config.position_kind == "learned":
             x = x + self.leaves[places][: tokens.shape[1]]
         elif self.config.position_kind == "sinusoidal":
