@@ -55,7 +55,9 @@ class MlflowTracker(LocalTracker):
                 logger.warning(
                     "MLflow at %s did not accept everything (%s). The run's own files are complete; "
                     "deliver the rest with: python -m manual_backprop.sync %s",
-                    *(self._delivery.address, reason, self.directory),
+                    self._delivery.address,
+                    reason,
+                    self.directory,
                 )
             elif refused := self._delivery.refusal_message():
                 logger.warning("MLflow at %s has the run. %s", self._delivery.address, refused)
@@ -92,7 +94,9 @@ class MlflowTracker(LocalTracker):
                     self._warned = True
                     logger.warning(
                         "MLflow at %s fails (%s). The run continues; its metrics are in %s",
-                        *(self._delivery.address, one_line(error, self._delivery.uri), self.path),
+                        self._delivery.address,
+                        one_line(error, self._delivery.uri),
+                        self.path,
                     )
             if closing:
                 return

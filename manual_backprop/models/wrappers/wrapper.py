@@ -125,7 +125,9 @@ class NetworkWrapper:
             log.warning(
                 "%s was saved with precision=%s and is loaded with precision=%s: parameters and an optimizer's moments "
                 "take this model's number formats, so that training does not continue bit for bit",
-                *(checkpoint.path, saved.precision, self.config.precision),
+                checkpoint.path,
+                saved.precision,
+                self.config.precision,
             )
 
     @classmethod

@@ -181,8 +181,10 @@ def _warm_up(
                 cold_seconds, process = answer.first_seconds, None
                 continue
             closing.push(this.pop_all())
-        known = {"first_seconds": answer.first_seconds, "cache": answer.cache, "products": answer.products}
-        return process, MeasuredRow(name, cold_seconds=cold_seconds, **known), answer
+        row = MeasuredRow(
+            name, answer.first_seconds, cache=answer.cache, cold_seconds=cold_seconds, products=answer.products
+        )
+        return process, row, answer
 
 
 def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int:
