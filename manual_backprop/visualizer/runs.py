@@ -21,12 +21,12 @@ from ..tracking import LogReader, TrainingLog, find_run, list_runs
 from ..tracking.metrics_file import METRICS
 from ..tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, find_sweep, read_run
 from ..tracking.training_log import TRACKING_FILE, load_config
+from ..training.comparison.runs import Metric
 from ..training.sweeps.records import runs_of_sweep
 
 if TYPE_CHECKING:
     from .mlflow_store import Store
 
-BEST_METRIC = "validation/loss"  # for a run that does not record which metric chooses its best checkpoint
 DEAD = "DEAD"  # run.json says RUNNING, but the process is gone
 
 
@@ -159,7 +159,7 @@ class Scan:
         run = read_run(self.path) if (self.path / RUN_FILE).is_file() else {}
         self._read_metrics()
         settings = self._settings(run)
-        metric = str(run.get("best_metric") or BEST_METRIC)
+        metric, highest = Metric.of(run)
         values = [step[metric] for step in self._measured.values() if _finite(step.get(metric))]
         sweep = run.get("sweep") or {}
         return {
@@ -169,7 +169,7 @@ class Scan:
             "parameters": settings.get("parameters"),
             "steps": self._step,
             "metric": metric,
-            "best": (max if run.get("best_is_highest") is True else min)(values, default=None),
+            "best": (max if highest else min)(values, default=None),
             "status": status_of(run),
             "started": run.get("started_at") or "",
             "sweep": str(sweep.get("run_id") or ""),

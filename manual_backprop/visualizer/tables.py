@@ -18,26 +18,18 @@ from ..common.json_files import read_object
 from ..common.origin import SOURCES
 from ..config.validation import with_defaults
 from ..tracking import TrainingLog, flatten
+from ..training.comparison.runs import LOSS, Metric
 from .equal_compute import compute_metric
-from .runs import BEST_METRIC, status_of
+from .runs import status_of
 from .series import last_step, main_series, places_of, points_of
 from .style import Logs
 
 ABSENT = "-"
 
 
-def best_metric(log: TrainingLog) -> str:
-    """The metric that chose the best checkpoint of the run."""
-    return str(log.run.get("best_metric") or BEST_METRIC)
-
-
-def highest_is_best(log: TrainingLog) -> bool:
-    return log.run.get("best_is_highest") is True
-
-
 def best_value(log: TrainingLog, metric: str) -> tuple[float, int] | None:
     """The best finite value and its first step: the lowest value, or the highest if the metric is a score."""
-    sign = -1 if highest_is_best(log) and metric == best_metric(log) else 1
+    sign = -1 if Metric.of(log.run) == (metric, True) else 1
     points = points_of(log, metric)
     known = zip(points.y.tolist(), points.steps.tolist(), strict=True)
     best = min(((sign * value, step) for value, step in known if math.isfinite(value)), default=None)
@@ -47,11 +39,11 @@ def best_value(log: TrainingLog, metric: str) -> tuple[float, int] | None:
 def best_run(logs: Logs) -> str | None:
     """The name of the run with the best value of the metric that all share; None if they have different metrics, or if
     fewer than two have a value."""
-    metrics = {(best_metric(log), highest_is_best(log)) for log in logs.values()}
+    metrics = {Metric.of(log.run) for log in logs.values()}
     if len(metrics) > 1:
         return None
-    ((metric, highest),) = metrics or {(BEST_METRIC, False)}
-    if metric == BEST_METRIC:
+    metric, highest = Metric.shared(metrics)
+    if metric == LOSS:
         metric = compute_metric(logs)  # bits per byte if tokenizers differ
     reached = {name: found[0] for name, log in logs.items() if (found := best_value(log, metric)) is not None}
     return (max if highest else min)(reached, key=reached.__getitem__) if len(reached) > 1 else None
@@ -59,7 +51,7 @@ def best_run(logs: Logs) -> str | None:
 
 def summary(log: TrainingLog) -> dict[str, Any]:
     """The summary of a run: numbers unformatted, seconds as a float, None for unknown values."""
-    metric = best_metric(log)
+    metric = Metric.of(log.run).name
     best = best_value(log, metric)
     speeds = [speed for speed in points_of(log, "tokens_per_second").y.tolist() if math.isfinite(speed)]
     environment = log.run.get("made_with") or {}
