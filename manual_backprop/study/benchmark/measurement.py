@@ -182,7 +182,11 @@ def _warm_up(
                 continue
             closing.push(this.pop_all())
         row = MeasuredRow(
-            name, answer.first_seconds, cache=answer.cache, cold_seconds=cold_seconds, products=answer.products
+            name,
+            first_seconds=answer.first_seconds,
+            cold_seconds=cold_seconds,
+            cache=answer.cache,
+            products=answer.products,
         )
         return process, row, answer
 
