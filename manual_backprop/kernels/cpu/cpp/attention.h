@@ -121,13 +121,15 @@ inline void product(float* out, const T* left, const T* right, int64_t M, int64_
   at::native::cpublas::brgemm(M, N, R, ld_left, ld_right, N, adds, left, right, out, !std::is_same_v<T, float>);
 }
 
-// Rows r and r + 1 of a right operand, n numbers each.
+// y (C, R) = x (R, C) transposed; rows have a stride of ld numbers.
 template <class T>
-inline void put_rows(T* right, int64_t r, int64_t n, const T* one, const T* other) {
-  T* pair = right + r * n;
-  for (int64_t i = 0; i < n; ++i) {
-    pair[2 * i] = one[i];
-    pair[2 * i + 1] = other ? other[i] : T(0.f);
+inline void transpose(T* y, int64_t ld_y, const T* x, int64_t ld_x, int64_t R, int64_t C) {
+  constexpr int64_t SIDE = 32;          // of a square that PyTorch transposes in registers
+  for (int64_t r = 0; r < R; r += SIDE) {
+    for (int64_t c = 0; c < C; c += SIDE) {
+      at::vec::transpose_mxn<T>(
+          x + r * ld_x + c, ld_x, y + c * ld_y + r, ld_y, int(std::min(SIDE, R - r)), int(std::min(SIDE, C - c)));
+    }
   }
 }
 
@@ -139,7 +141,12 @@ inline const T* right_operand(const T* x, int64_t n, int64_t K, int64_t stride, 
     return x;
   } else {
     ld = K;
-    for (int64_t r = 0; r < n; r += 2) put_rows(memory, r, K, x + r * stride, r + 1 < n ? x + (r + 1) * stride : nullptr);
+    for (int64_t r = 0; r < n; r += 2) {
+      const T *one = x + r * stride, *other = r + 1 < n ? one + stride : nullptr;
+      for_vectors(K, [&](int64_t k, int64_t count) {
+        store_pairs(memory + r * K + 2 * k, load(one + k, count), other ? load(other + k, count) : Vec(0.f), count);
+      });
+    }
     return memory;
   }
 }
@@ -147,14 +154,15 @@ inline const T* right_operand(const T* x, int64_t n, int64_t K, int64_t stride, 
 // x (n, K) transposed, (K, columns), as a right operand; columns from n on are 0.
 template <class T>
 inline void transposed_right(T* right, const T* x, int64_t n, int64_t K, int64_t stride, int64_t columns) {
-  std::fill(right, right + padded<T>(K) * columns, T(0.f));
-  for (int64_t c = 0; c < n; ++c) {
-    for (int64_t k = 0; k < K; ++k) {
-      if constexpr (std::is_same_v<T, float>) {
-        right[k * columns + c] = x[c * stride + k];
-      } else {
-        right[(k / 2 * columns + c) * 2 + k % 2] = x[c * stride + k];
-      }
+  const int64_t numbers = padded<T>(1), rows = padded<T>(K) / numbers;  // of a pair
+  if (n < columns || K % numbers) std::fill(right, right + rows * numbers * columns, T(0.f));
+  if constexpr (std::is_same_v<T, float>) {
+    transpose(right, columns, x, stride, n, K);
+  } else if (K % 2 == 0 && stride % 2 == 0) {  // pairs lie side by side, and are transposed as one number of 32 bits
+    transpose(reinterpret_cast<float*>(right), columns, reinterpret_cast<const float*>(x), stride / 2, n, K / 2);
+  } else {
+    for (int64_t c = 0; c < n; ++c) {
+      for (int64_t k = 0; k < K; ++k) right[(k / 2 * columns + c) * 2 + k % 2] = x[c * stride + k];
     }
   }
 }
@@ -163,19 +171,22 @@ inline void transposed_right(T* right, const T* x, int64_t n, int64_t K, int64_t
 template <class T>
 inline void transposed_left(T* left, const T* x, int64_t n, int64_t K, int64_t stride, int64_t ld) {
   for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));
-  for (int64_t first = 0; first < n; first += WIDTH) {
-    const int64_t last = std::min(n, first + WIDTH);
-    for (int64_t k = 0; k < K; ++k) {
-      for (int64_t r = first; r < last; ++r) left[k * ld + r] = x[r * stride + k];
-    }
-  }
+  transpose(left, ld, x, stride, n, K);
 }
 
 // y (n, K) = the first n columns of x (K, columns), transposed, each times its factor.
 template <class T>
 inline void write_transposed(T* y, int64_t stride, const float* x, int64_t n, int64_t K, int64_t columns, const float* factors) {
-  for (int64_t c = 0; c < n; ++c) {
-    for (int64_t k = 0; k < K; ++k) y[c * stride + k] = T(x[k * columns + c] * (factors ? factors[c] : 1.f));
+  float square[WIDTH * WIDTH];
+  for (int64_t first = 0; first < n; first += WIDTH) {
+    const int64_t some = std::min(WIDTH, n - first);
+    for_vectors(K, [&](int64_t k, int64_t count) {
+      transpose(square, WIDTH, x + k * columns + first, columns, count, some);
+      for (int64_t c = 0; c < some; ++c) {
+        const Vec row = Vec::loadu(square + c * WIDTH, count);
+        store(y + (first + c) * stride + k, factors ? row * Vec(factors[first + c]) : row, count);
+      }
+    });
   }
 }
 
@@ -321,10 +332,7 @@ void attention_forward_of(
               one.store(scores + j * columns + c);
               if (j + 1 < seen) other.store(scores + (j + 1) * columns + c);
             } else {
-              T rows[2][WIDTH];
-              store(rows[0], one), store(rows[1], other);
-              T* pair = probabilities + j * columns + 2 * c;
-              for (int64_t lane = 0; lane < WIDTH; ++lane) pair[2 * lane] = rows[0][lane], pair[2 * lane + 1] = rows[1][lane];
+              store_pairs(probabilities + j * columns + 2 * c, one, other);
             }
           }
           const Vec sees = sum > Vec(0.f);
@@ -432,12 +440,7 @@ void attention_backward_of(
               const Vec one = gradient(j), other = j + 1 < seen ? gradient(j + 1) : Vec(0.f);
               store(dscores_left + j * columns + c, one);
               if (j + 1 < seen) store(dscores_left + (j + 1) * columns + c, other);
-              if constexpr (!wide) {
-                T rows[2][WIDTH];
-                store(rows[0], one), store(rows[1], other);
-                T* pair = dscores_right + j * columns + 2 * c;
-                for (int64_t lane = 0; lane < WIDTH; ++lane) pair[2 * lane] = rows[0][lane], pair[2 * lane + 1] = rows[1][lane];
-              }
+              if constexpr (!wide) store_pairs(dscores_right + j * columns + 2 * c, one, other);
             }
           }
           // context = dropped value: dvalue += dropped^T dcontext
