@@ -7,7 +7,7 @@ large tensors of the kernels come from here:
 - `kept(...)`: memory until the step ends. The n-th request of a step gets the n-th block.
 - `ping_pong(...)`: one of two alternating buffers, for a tensor that only the next pairs read: the request after the
   next one gets the same memory.
-- `give_back(x)`: the last `kept` tensor is no longer needed; the next request gets its memory.
+- `give_back(x)`: a `kept` tensor is no longer needed; the next request gets its memory.
 - `with scratch(...) as buffer:` memory inside the `with`. It is a stack: the next request gets the same memory.
 
 Two more functions save memory without owning any:
@@ -52,7 +52,6 @@ class Arena:
         self._kept: list[Tensor] = []  # bytes
         self._scratch: list[Tensor] = []
         self._next = 0  # of _kept
-        self._last = 0  # the number of the block returned last
         self._free: list[int] = []  # blocks of _kept that were given back
         self._ping_pong: list[Tensor] = []  # two, alternating
         self._turn = 0
@@ -89,14 +88,17 @@ class Arena:
 
     def _keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if self._free:
-            self._last = self._free.pop()
+            number = self._free.pop()
         else:
-            self._last, self._next = self._next, self._next + 1
-        return self._view(self._kept, self._last, 0, shape, like)
+            number, self._next = self._next, self._next + 1
+        return self._view(self._kept, number, 0, shape, like)
 
     def _give_back(self, x: Tensor) -> None:
-        if self._last < len(self._kept) and self._last not in self._free and _same_memory(self._kept[self._last], x):
-            self._free.append(self._last)
+        for number in range(self._next - 1, -1, -1):  # from the last one on
+            if _same_memory(self._kept[number], x):
+                if number not in self._free:
+                    self._free.append(number)
+                return
 
     def _alternate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if not self._ping_pong:
@@ -162,7 +164,7 @@ def kept(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def give_back(x: Tensor) -> None:
-    """Frees x for the next request if it is the tensor that `kept` returned last; does nothing for any other."""
+    """Frees the memory of x for the next request, if it came from `kept`; does nothing for any other tensor."""
     arena = _current.get()
     if arena is not None:
         arena._give_back(x)

@@ -21,7 +21,7 @@ from manual_backprop import kernels, ops, optim
 from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
 from manual_backprop.kernels import arena, cuda, table
-from manual_backprop.kernels.cpu import activations, compiled, loss, optimizers, products
+from manual_backprop.kernels.cpu import activations, compiled, loss, normalization, optimizers, products
 from manual_backprop.kernels.cuda import optimizers as cuda_optimizers
 from manual_backprop.kernels.sizes import SIZES, sizes_of
 from manual_backprop.models.custom import CustomTransformer
@@ -303,21 +303,33 @@ def test_a_product_of_many_rows_is_added_in_two(
 
 
 def test_what_is_given_back_is_handed_out_again() -> None:
-    """Only the tensor returned last can be given back, only once, and not across a `reuse`."""
+    """A tensor can be given back while later ones stay, only once, and not across a `reuse`."""
     memory, like = arena.Arena(), torch.empty(1)
     with memory.step():
         first, second = arena.kept((4,), like), arena.kept((4,), like)
-        arena.give_back(first)  # not the last one
         arena.give_back(torch.empty(4))  # nobody's
         third = arena.kept((4,), like)
-        arena.give_back(third)
-        arena.give_back(third)
+        arena.give_back(second)
+        arena.give_back(second)
         with memory.reuse():
             inside = arena.kept((2,), like)
             arena.give_back(arena.kept((4,), like))
         again, other = arena.kept((4,), like), arena.kept((4,), like)
-    assert third.data_ptr() == inside.data_ptr() == again.data_ptr()
+    assert second.data_ptr() == inside.data_ptr() == again.data_ptr()
     assert len({x.data_ptr() for x in (first, second, third, other)}) == 4
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16_mixed"])
+def test_a_branch_keeps_no_memory_after_it_is_added(precision: str) -> None:
+    """A block's two branches, (N, D) each in bfloat16, are overwritten by their sum or their memory is used again."""
+    memory, like = arena.Arena(), torch.empty(1, dtype=torch.bfloat16)
+    x = torch.zeros(4, 8, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    weight, bias = torch.ones(8, dtype=x.dtype), torch.zeros(8, dtype=x.dtype)
+    with compiled.compiled_functions(True), memory.step():
+        branch = arena.kept((4, 8), like).zero_()
+        (total, _), _ = normalization.residual_layer_norm_forward(x, branch, weight, bias, dtype=torch.bfloat16)
+        after = arena.kept((4, 8), like)
+    assert branch.data_ptr() in (total.data_ptr(), after.data_ptr())
 
 
 @pytest.fixture

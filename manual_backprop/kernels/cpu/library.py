@@ -240,6 +240,7 @@ def _command(target: Path) -> list[str]:
         found,
         # no fused multiply-add unless it is written: backward must recompute exactly the numbers of forward
         *("-O3", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-w"),
+        "-finline-limit=2000",  # also functions of PyTorch's vectors that are called in a loop
         "-fno-strict-aliasing",  # pairs of bfloat16 numbers are also moved as one float
         "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native",
         *(definitions if capability in CAPABILITIES else ["-DCPU_CAPABILITY=DEFAULT"]),

@@ -14,9 +14,10 @@ struct Statistics {
   float mean, rstd;
 };
 
+// `sum`: that of the row.
 template <bool centered, class P>
-inline Statistics statistics_of(const P* x, float epsilon, int64_t D) {
-  const float average = centered ? sum_over(D, [&](int64_t d, int64_t count) { return load(x + d, count); }) / D : 0;
+inline Statistics statistics_of(const P* x, float sum, float epsilon, int64_t D) {
+  const float average = centered ? sum / D : 0;
   const float variance = sum_over(D, [&](int64_t d, int64_t count) {
     const Vec difference = load(x + d, count) - Vec(average);
     return difference * difference;
@@ -52,8 +53,12 @@ inline void add_and_normalize_of(
     int64_t N, int64_t D) {
   for_rows(N, D, [&](int64_t n) {
     P* row = total + n * D;
-    for_vectors(D, [&](int64_t d, int64_t count) { store(row + d, load(x + n * D + d, count) + load(branch + n * D + d, count), count); });
-    const Statistics of_row = statistics_of<centered>(row, epsilon, D);
+    const float sum = sum_over(D, [&](int64_t d, int64_t count) {
+      const Vec added = rounded<P>(load(x + n * D + d, count) + load(branch + n * D + d, count));
+      store(row + d, added, count);
+      return added;
+    });
+    const Statistics of_row = statistics_of<centered>(row, sum, epsilon, D);
     keep<centered>(mean, rstd, n, of_row);
     normalize_row(y + n * D, of_row, row, weight, bias, D);
   });
@@ -64,9 +69,11 @@ template <bool centered, class T, class P>
 inline void normalize_rows_of(
     T* y, float* mean, float* rstd, const P* x, const P* weight, const P* bias, float epsilon, int64_t N, int64_t D) {
   for_rows(N, D, [&](int64_t n) {
-    const Statistics of_row = statistics_of<centered>(x + n * D, epsilon, D);
+    const P* row = x + n * D;
+    const float sum = centered ? sum_over(D, [&](int64_t d, int64_t count) { return load(row + d, count); }) : 0;
+    const Statistics of_row = statistics_of<centered>(row, sum, epsilon, D);
     keep<centered>(mean, rstd, n, of_row);
-    normalize_row(y + n * D, of_row, x + n * D, weight, bias, D);
+    normalize_row(y + n * D, of_row, row, weight, bias, D);
   });
 }
 
