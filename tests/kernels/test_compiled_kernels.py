@@ -132,6 +132,23 @@ def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: s
     assert not compiled._failed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name.startswith(("bias_", "swiglu"))])
+def test_an_activation_hides_no_number_that_is_not_finite(name: str, precision: str) -> None:
+    """A vector's exponential of NaN may be any number: what it is multiplied by must be NaN itself."""
+    function = FUNCTIONS[name]
+    arguments = draw(function, (3, 37), FORMATS[precision])
+    x = arguments[list(inspect.signature(function.function).parameters).index("x")]
+    assert isinstance(x, Tensor)
+    x[0, 0], x[1, -1], x[2, 20] = torch.nan, torch.nan, torch.inf
+    with compiled_functions(True):
+        assert function.compiles(*arguments)
+        got = results(function, arguments)
+    for one, other in zip(got, results(function, arguments), strict=True):
+        assert torch.equal(one.isfinite(), other.isfinite())
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for libraries."""

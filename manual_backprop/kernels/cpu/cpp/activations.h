@@ -10,13 +10,13 @@ const float GATE_CUBIC = 0.044715f * GATE_LINEAR;
 
 template <class T>
 inline Vec sigmoid(const Vec& x) {
-  return (Vec(1.f) + exponential_of_gate<T>(x.neg())).reciprocal();
+  return (Vec(1.f) + exponential<T>(x.neg())).reciprocal();
 }
 
 // sigmoid(x) and 1 - sigmoid(x), both accurate where they are small, from one exponential that cannot overflow.
 template <class T>
 inline void gate_and_rest(const Vec& x, Vec& gate, Vec& rest) {
-  const Vec decay = exponential_of_gate<T>(x.abs().neg());
+  const Vec decay = exponential<T>(x.abs().neg());
   const Vec large = Vec(1.f) / (Vec(1.f) + decay);
   const Vec small = decay * large;
   const Vec is_positive = x > Vec(0.f);
@@ -51,7 +51,7 @@ struct Gelu {
   template <class T>
   static void backward(const Vec& z, Vec& y, Vec& slope) {
     const Vec below = cumulative(z);
-    const Vec density = exponential_of_gate<T>(Vec(-0.5f) * z * z) * Vec(float(1 / std::sqrt(2 * M_PI)));
+    const Vec density = exponential<T>(Vec(-0.5f) * z * z) * Vec(float(1 / std::sqrt(2 * M_PI)));
     y = z * below;
     // dx = dy * (cumulative + z * density)
     slope = below + z * density;

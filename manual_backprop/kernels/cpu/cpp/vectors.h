@@ -95,17 +95,6 @@ inline Vec exponential(const Vec& x) {
   }
 }
 
-// exp, in bfloat16 accurate to 1.2e-4, a sixteenth of the rounding error that follows. There exp(NaN) is 0: only for a
-// gate, which is multiplied by the number that it depends on.
-template <class T>
-inline Vec exponential_of_gate(const Vec& x) {
-  if constexpr (std::is_same_v<T, float>) {
-    return x.exp();
-  } else {
-    return x.fexp_u20();
-  }
-}
-
 inline Vec where(const Vec& condition, const Vec& x, const Vec& otherwise) {
   return Vec::blendv(otherwise, x, condition);
 }
