@@ -68,7 +68,20 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("> -> >=",),
         "with probability 0 all are kept, and their factor is 1",
     ),
-    ("attention.h", "pair[2 * i + 1] = other ? other[i] : T(0.f);", ("0.f -> 1.f",), "its factors are 0"),
+    (
+        "attention.h",
+        "store_pairs(memory + r * K + 2 * k, load(one + k, count), other ? load(other + k, count) : Vec(0.f), count);",
+        ("0.f -> 1.f",),
+        "its factors are 0",
+    ),
+    ("attention.h", "for (int64_t r = 0; r < R; r += SIDE) {", ("< -> <=",), "a square without rows more"),
+    ("attention.h", "for (int64_t c = 0; c < C; c += SIDE) {", ("< -> <=",), "a square without columns more"),
+    (
+        "attention.h",
+        "} else if (stride % 2 == 0) {  // pairs lie side by side, and are transposed as one number of 32 bits (K is even)",
+        ("% -> /",),
+        "the same numbers, one at a time",
+    ),
     (
         "attention.h",
         "std::fill(right, right + padded<T>(K) * columns, T(0.f));",
@@ -224,6 +237,12 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "the last whole vector is what is left",
     ),
     ("vectors.h", "if (i < n) f(i, n - i);", ("< -> <=",), "a call more, for no number"),
+    (
+        "vectors.h",
+        "if (count < WIDTH) return at::vec::convert<float>(at::vec::Vectorized<T>::loadu(x, count));",
+        ("< -> <=",),
+        "the same numbers from a masked register",
+    ),
     (
         "vectors.h",
         "for (; i + WIDTH <= n; i += WIDTH) total = total + f(i, WIDTH);",

@@ -594,7 +594,8 @@ def expected_attention(
 ) -> tuple[tuple[Tensor, ...], tuple[Visible, ops.Dropout | None], list[Tensor], list[Tensor]]:
     """Query, key, value and dcontext; what is hidden and dropped; the reference's results, exact and rounded."""
     B, T, S, H, G, K = sizes
-    heads = torch.randn(B, max(T, S), H + 2 * G, K).to(dtype)  # side by side, as one product makes them
+    packed = torch.randn(B, max(T, S), (H + 2 * G) * K + S % 2).to(dtype)  # side by side, as one product makes them
+    heads = packed[..., : (H + 2 * G) * K].unflatten(2, (H + 2 * G, K))  # and with an odd stride
     tensors = heads[:, :T, :H], heads[:, :S, H : H + G], heads[:, :S, H + G :], torch.randn(B, T, H, K).to(dtype)
     visible = visible_of(mask, B, T, S)
     key, first = ops.random_key(1, 2, "here"), (3, 2, 5, 1)  # of a larger mask

@@ -154,11 +154,10 @@ inline const T* right_operand(const T* x, int64_t n, int64_t K, int64_t stride, 
 // x (n, K) transposed, (K, columns), as a right operand; columns from n on are 0.
 template <class T>
 inline void transposed_right(T* right, const T* x, int64_t n, int64_t K, int64_t stride, int64_t columns) {
-  const int64_t numbers = padded<T>(1), rows = padded<T>(K) / numbers;  // of a pair
-  if (n < columns || K % numbers) std::fill(right, right + rows * numbers * columns, T(0.f));
+  std::fill(right, right + padded<T>(K) * columns, T(0.f));
   if constexpr (std::is_same_v<T, float>) {
     transpose(right, columns, x, stride, n, K);
-  } else if (K % 2 == 0 && stride % 2 == 0) {  // pairs lie side by side, and are transposed as one number of 32 bits
+  } else if (stride % 2 == 0) {  // pairs lie side by side, and are transposed as one number of 32 bits (K is even)
     transpose(reinterpret_cast<float*>(right), columns, reinterpret_cast<const float*>(x), stride / 2, n, K / 2);
   } else {
     for (int64_t c = 0; c < n; ++c) {
