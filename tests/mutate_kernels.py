@@ -78,7 +78,7 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("attention.h", "for (int64_t c = 0; c < C; c += SIDE) {", ("< -> <=",), "a square without columns more"),
     (
         "attention.h",
-        "} else if (stride % 2 == 0) {  // pairs lie side by side, and are transposed as one number of 32 bits (K is even)",
+        "} else if (stride % 2 == 0) {         // pairs lie side by side (K is even): each is one number of 32 bits",
         ("% -> /",),
         "the same numbers, one at a time",
     ),
@@ -245,11 +245,14 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ),
     (
         "vectors.h",
-        "for (; i + WIDTH <= n; i += WIDTH) total = total + f(i, WIDTH);",
-        ("<= -> <",),
-        "the last whole vector is what is left",
+        "for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {",
+        (
+            "<= -> <",
+            "2 -> 3",
+        ),
+        "the last two vectors are what is left",
     ),
-    ("vectors.h", "if (i < n) total = total + Vec::set(Vec(0.f), f(i, n - i), n - i);", ("< -> <=",), "0 is added"),
+    ("vectors.h", "for (; i < n; i += WIDTH) {", ("< -> <=",), "0 is added"),
     (
         "vectors.h",
         "const int64_t groups = (n_rows + GROUP - 1) / GROUP, width = C * int64_t(totals.size());",

@@ -157,7 +157,7 @@ inline void transposed_right(T* right, const T* x, int64_t n, int64_t K, int64_t
   std::fill(right, right + padded<T>(K) * columns, T(0.f));
   if constexpr (std::is_same_v<T, float>) {
     transpose(right, columns, x, stride, n, K);
-  } else if (stride % 2 == 0) {  // pairs lie side by side, and are transposed as one number of 32 bits (K is even)
+  } else if (stride % 2 == 0) {         // pairs lie side by side (K is even): each is one number of 32 bits
     transpose(reinterpret_cast<float*>(right), columns, reinterpret_cast<const float*>(x), stride / 2, n, K / 2);
   } else {
     for (int64_t c = 0; c < n; ++c) {

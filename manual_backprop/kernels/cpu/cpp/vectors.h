@@ -118,11 +118,17 @@ inline void for_vectors(int64_t n, const F& f) {
 // The sum of f(first, count) over a row of n numbers; f returns a vector whose first `count` lanes are summed.
 template <class F>
 inline float sum_over(int64_t n, const F& f) {
-  Vec total(0.f);
+  Vec even(0.f), odd(0.f);              // two sums do not wait for each other, and lose fewer digits
   int64_t i = 0;
-  for (; i + WIDTH <= n; i += WIDTH) total = total + f(i, WIDTH);
-  if (i < n) total = total + Vec::set(Vec(0.f), f(i, n - i), n - i);
-  return sum_of(total);
+  for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+    even = even + f(i, WIDTH);
+    odd = odd + f(i + WIDTH, WIDTH);
+  }
+  for (; i < n; i += WIDTH) {
+    const int64_t count = std::min(WIDTH, n - i);
+    even = even + Vec::set(Vec(0.f), f(i, count), count);
+  }
+  return sum_of(even + odd);
 }
 
 // f(row) for all rows, of `numbers` numbers each, distributed over the threads.
