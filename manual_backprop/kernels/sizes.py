@@ -38,7 +38,7 @@ SIZES = {  # by device; other devices have those of the CPU
         many_rows=1024,
         uncompiled_piece=1 << 17,
         large_vocabulary=1 << 10,
-        small=1 << 18,
+        small=5 << 16,
         small_beside_weights=1.0,
         replayed=1 << 19,
     ),
