@@ -243,15 +243,6 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("< -> <=",),
         "the same numbers from a masked register",
     ),
-    (
-        "vectors.h",
-        "for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {",
-        (
-            "<= -> <",
-            "2 -> 3",
-        ),
-        "the last two vectors are what is left",
-    ),
     ("vectors.h", "for (; i < n; i += WIDTH) {", ("< -> <=",), "0 is added"),
     (
         "vectors.h",
