@@ -65,17 +65,22 @@ class Table:
         self.on_cpu, self.on_gpu = FUSED in rows, GPU in rows  # whether the kernels of that device are the first choice
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if (function := self._find(name)) is None:
+            raise AttributeError(f"no row of kernels={self.which} serves {name} on {self.device.type}")
+        return function
+
+    def _find(self, name: str) -> Callable[..., Any] | None:
         for module in self.modules:
-            if hasattr(module, name):
-                return getattr(module, name)
-        raise AttributeError(f"no row of kernels={self.which} serves {name} on {self.device.type}")
+            if (function := vars(module).get(name)) is not None:
+                return function
+        return None
 
     def serves(self, name: str) -> bool:
-        return any(hasattr(module, name) for module in self.modules)
+        return self._find(name) is not None
 
     def functions(self) -> list[Any]:
         """All functions that a network may call at present."""
-        return [getattr(self, name) for name in (*pairs, "linear_cross_entropy") if self.serves(name)]
+        return [function for name in (*pairs, "linear_cross_entropy") if (function := self._find(name)) is not None]
 
     def calculation(self, arena: Arena | None, uses_library: bool) -> AbstractContextManager[None]:
         """The context that these functions need. `arena`: the memory of a training step."""
