@@ -212,6 +212,29 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "the context of a query that sees no key is 0 before",
     ),
     (
+        "embedding.h",
+        "for (int64_t n = N - 1; n >= 0; --n) places[--end[token[n]]] = n;",
+        (
+            ">= -> >",
+            "0 -> 1",
+        ),
+        "the place that is left is 0 already",
+    ),
+    (
+        "embedding.h",
+        "at::parallel_for(0, blocks, std::max<int64_t>(1, GRAIN / COLUMNS / N), [&](int64_t begin, int64_t stop) {",
+        ("std::max -> std::min", "1 -> 2", "/ -> *", "/ -> * (2)"),
+        THREADS,
+    ),
+    ("gradients.h", "if (R <= GROUP) {", ("<= -> <",), "one group of rows has the same sums"),
+    (
+        "loss.h",
+        "if (smoothing > 0) for_vectors(V, [&](int64_t v, int64_t count) "
+        "{ add(z + v, Vec(-everywhere * total), count); });",
+        ("> -> >=",),
+        "0 is added",
+    ),
+    (
         "loss.h",
         "if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);",
         ("> -> >=",),
@@ -263,10 +286,11 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ),
         "those after the last are cut off below",
     ),
+    ("vectors.h", "inline void for_numbers(int64_t n, const F& f, int64_t reads = 1) {", ("1 -> 2",), THREADS),
     (
         "vectors.h",
-        "at::parallel_for(0, vectors, GRAIN / WIDTH, [&](int64_t begin, int64_t end) {",
-        ("/ -> *",),
+        "at::parallel_for(0, vectors, std::max<int64_t>(1, GRAIN / WIDTH / reads), [&](int64_t begin, int64_t end) {",
+        ("std::max -> std::min", "1 -> 2", "/ -> *", "/ -> * (2)"),
         THREADS,
     ),
 )
@@ -353,9 +377,13 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
         asked += [
             (tests.test_a_step_that_is_not_finite_changes_nothing, (name,)) for name in ("adamw_step", "sgd_step")
         ]
+    if file == "embedding.h":
+        of_tokens = tests.test_rows_are_added_to_those_of_their_tokens
+        asked += [(of_tokens, ("compiled", precision)) for precision in tests.FORMATS]
     if file == "loss.h":
         cases = product((tests.test_cross_entropy_of_rows, tests.test_a_smoothed_target), tests.UNIT)
         asked += [(test, ("compiled", dtype)) for test, dtype in cases]
+        asked += [(tests.test_a_target_beyond_the_vocabulary_is_no_number, (dtype,)) for dtype in tests.UNIT]
     if file == "attention.h":
         asked += [(tests.test_attention, (*case, dtype)) for case in tests.ATTENTION_CASES for dtype in tests.UNIT]
         rest = (

@@ -26,7 +26,12 @@ from .cpu.attention import (
     self_attention_forward,
 )
 from .cpu.compiled import compiled_functions, compiles, compiling_failed
-from .cpu.embedding import token_embedding_backward
+from .cpu.embedding import (
+    learned_positions_backward,
+    learned_positions_forward,
+    token_embedding_backward,
+    token_embedding_forward,
+)
 from .cpu.feed_forward import feed_forward_backward, feed_forward_forward
 from .cpu.gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
 from .cpu.linear import linear_backward, linear_forward

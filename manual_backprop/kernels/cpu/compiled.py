@@ -36,6 +36,7 @@ FORMATS = {  # dtypes of activations and parameters -> the end of a kernel's nam
     (torch.bfloat16, torch.bfloat16): "bf16",
     (torch.bfloat16, torch.float32): "bf16_mixed",
 }
+FIXED = {"float32": torch.float32, "int64": torch.int64}  # kinds of arguments whose dtype is the same in all formats
 
 _wanted: ContextVar[bool] = ContextVar("compiled", default=False)
 _failed: list[str] = []  # why compilation failed in this process
@@ -100,8 +101,8 @@ def _function(library: ctypes.CDLL, name: str, pointers: int, sizes: int, number
 class Argument:
     """A tensor's dimensions, as letters that may have a factor ("N 2F"), and its kind of dtype.
 
-    `kind` comes after a colon: `parameter` for the dtype of the parameters, `float32` for float32 always; without it,
-    the dtype of the activations. "float" is a number: of Python, or a tensor with one number.
+    `kind` comes after a colon: `parameter` for the dtype of the parameters, `float32` or `int64` for that dtype always;
+    without it, the dtype of the activations. "float" is a number: of Python, or a tensor with one number.
     """
 
     dimensions: tuple[tuple[int, str], ...]
@@ -175,9 +176,9 @@ class CompiledFunction:
 
     def _formats(self, tensors: tuple[Tensor, ...]) -> str | None:
         """The dtypes of activations and parameters, as a kernel's name ends; None if there is no such kernel."""
-        found: dict[str, torch.dtype] = {}
+        found = dict(FIXED)
         for x, argument in zip(tensors, self.arguments, strict=False):
-            if found.setdefault(argument.kind, torch.float32 if argument.kind == "float32" else x.dtype) != x.dtype:
+            if found.setdefault(argument.kind, x.dtype) != x.dtype:
                 return None
         parameter = found.get("parameter", found.get("activation"))
         return FORMATS.get((found.get("activation", parameter), parameter))  # type: ignore[arg-type]

@@ -1,34 +1,52 @@
-"""The token embedding, whose backward touches only the rows of tokens in the batch."""
+"""Embeddings that write into a step's memory. The backward of the token embedding touches only the rows of tokens in
+the batch."""
 
 import torch
 from torch import Tensor
 
-from ...ops.embedding import TokenEmbeddingCache
+from ...ops.embedding import LearnedPositionsCache, TokenEmbeddingCache
 from ...ops.numerics import rows, wide
-from ..arena import scratch
+from ..arena import in_place_of, kept, scratch
+from .compiled import compiled
+from .products import add_sum_of_rows
+
+
+def token_embedding_forward(tokens: Tensor, weight: Tensor, scale: float = 1.0) -> tuple[Tensor, TokenEmbeddingCache]:
+    """tokens (B, T), weight (V, D) -> y (B, T, D): `ops.token_embedding_forward`."""
+    y = kept((*tokens.shape, weight.shape[1]), weight)
+    torch.index_select(weight, 0, tokens.reshape(-1), out=rows(y))
+    if scale != 1.0:
+        y.mul_(scale)
+    return y, (tokens, scale)
 
 
 def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:
     """dy (B, T, D): adds to dweight (V, D): `ops.token_embedding_backward`.
 
-    Saves a table of zeros (V, D) and two passes over it. For a 16-bit dweight the sums run in float32, in a table with
-    a row for each token of the batch if that is smaller than (V, D). The bits of `index_add_` do not depend on the
-    number of threads.
+    Saves a table of zeros (V, D) and two passes over it. The bits do not depend on the number of threads.
     """
     tokens, scale = cache
-    token = tokens.reshape(-1)
-    dy_rows = rows(dy)
+    add_rows_of_tokens(dweight, rows(dy), tokens.reshape(-1).long(), scale)
+
+
+@compiled("V D: parameter", "N D", "N: int64", "float")
+def add_rows_of_tokens(dweight: Tensor, dy: Tensor, token: Tensor, scale: float) -> None:
+    """dweight (V, D) += scale times the rows of dy (N, D), each to the row of its token (N).
+
+    For a 16-bit dweight the sums run in float32, in a table with a row for each token of the batch if that is smaller
+    than (V, D). The bits of `index_add_` do not depend on the number of threads.
+    """
     if dweight.dtype == wide(dy[:0]).dtype:
-        dweight.index_add_(0, token, wide(dy_rows), alpha=scale)
+        dweight.index_add_(0, token, wide(dy), alpha=scale)
         return
     if len(dweight) < len(token):  # the table (V, D) is smaller
         with scratch(tuple(dweight.shape), wide(dy[:0])) as table:
-            dweight += table.zero_().index_add_(0, token, wide(dy_rows), alpha=scale)
+            dweight += table.zero_().index_add_(0, token, wide(dy), alpha=scale)
         return
     place, owner = _groups(token)
-    shape = tuple(dy_rows.shape)
+    shape = tuple(dy.shape)
     with scratch(shape, wide(dy[:0])) as wide_rows, scratch(shape, wide(dy[:0])) as drows:
-        drows.zero_().index_add_(0, place, wide_rows.copy_(dy_rows), alpha=scale)
+        drows.zero_().index_add_(0, place, wide_rows.copy_(dy), alpha=scale)
         # unused rows of the table belong to the first group, and write the same sum as that group
         there = (place.max() >= torch.arange(len(token), device=token.device))[:, None]
         torch.where(there, drows, drows[:1], out=wide_rows)
@@ -45,3 +63,15 @@ def _groups(token: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.empty_like(group).scatter_(0, order, group)
     owner = ordered[:1].repeat(len(token)).scatter_(0, group, ordered)
     return place, owner
+
+
+def learned_positions_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, LearnedPositionsCache]:
+    """x (B, T, D), weight (max_seq_len, D) -> y (B, T, D): `ops.learned_positions_forward`. y overwrites x."""
+    return torch.add(x, weight[: x.shape[1]].to(x.dtype), out=in_place_of(x)), ()
+
+
+def learned_positions_backward(dy: Tensor, cache: LearnedPositionsCache, dweight: Tensor) -> Tensor:
+    """dy (B, T, D) -> dx (B, T, D); adds to the first T rows of dweight: `ops.learned_positions_backward`."""
+    # y = x + P[:T]
+    add_sum_of_rows(dweight[: dy.shape[1]].view(-1), dy.flatten(1))
+    return dy

@@ -22,7 +22,7 @@ from ..arena import in_place_of, scratch
 from ..pieces import RecordedPieces, pieces
 from ..sizes import Sizes, sizes_of
 from .products import add_product
-from .rowwise import cross_entropy_of_rows
+from .rowwise import cross_entropy_of_rows, scale_rows
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
 
@@ -53,33 +53,33 @@ def linear_cross_entropy(
     back = weight if feedback is None else feedback.to(x.dtype)
     vocab_size = weight.shape[0]
     x_rows, target = rows(x), targets.reshape(-1).long()
-    counts = target != IGNORED
     if denominator is None:
-        denominator = counts.sum()
-    share = 1 / one_number(denominator, wide(x_rows[:0])).clamp(min=1)
+        denominator = (target != IGNORED).sum()
+    share = one_number(denominator, wide(x_rows[:0])).clamp(min=1).reciprocal()
     dshare = share * dloss if isinstance(dloss, Tensor) or dloss != 1 else share
     dx = in_place_of(x_rows)
-    loss = torch.zeros_like(share)
+    losses, scale = share.new_empty(2, len(x_rows))
     recorded = RecordedPieces(record, targets.shape)
     sizes = sizes_of(x)
     width = _width(vocab_size, label_smoothing, sizes)
     for part in pieces(len(x_rows), _rows_at_once(x, vocab_size, sizes), x):
-        with scratch((part.stop - part.start, width), x) as padded:
+        n_rows = part.stop - part.start
+        with scratch((n_rows, width), x) as padded, scratch((n_rows, x_rows.shape[1]), x) as scaled:
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)
             recorded.put("logits", logits)
             if width != vocab_size:
                 padded[:, vocab_size:].fill_(-math.inf)
-            part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], dshare, label_smoothing)
-            loss += part_loss
+            _loss_and_gradient_(padded, losses[part], scale[part], target[part], dshare, label_smoothing)
             if record.wants("dlogits"):
-                recorded.put("dlogits", (logits * scale).to(x.dtype))
+                recorded.put("dlogits", (logits * scale[part, None]).to(x.dtype))
             # logits = x W^T
-            add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))
+            scale_rows(scaled, x_rows[part], scale[part])
+            add_product(dweight, logits.T, scaled)
             torch.mm(logits, back, out=dx[part])
-            dx[part].mul_(scale)  # `*=` would copy the product onto itself
+            scale_rows(dx[part], dx[part], scale[part])
     recorded.finish()
-    return loss * share, dx.view(x.shape)
+    return losses.sum() * share, dx.view(x.shape)
 
 
 def _rows_at_once(x: Tensor, vocab_size: int, sizes: Sizes) -> int:
@@ -98,35 +98,29 @@ def _width(vocab_size: int, label_smoothing: float, sizes: Sizes) -> int:
 
 
 def _loss_and_gradient_(
-    logits: Tensor, target: Tensor, counts: Tensor, share: Tensor, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """The sum of the chunk's losses, and scale, one number or (R, 1). `logits` are overwritten; the gradient is scale
-    times their new content, which is 0 in rows that do not count.
+    logits: Tensor, losses: Tensor, scale: Tensor, target: Tensor, share: Tensor, label_smoothing: float
+) -> None:
+    """Writes the losses (R) and scale (R). `logits` are overwritten: scale times a row is its gradient for that share
+    of the loss. All are 0 in rows that do not count.
 
     logits (R, V), or without label smoothing with more columns, of -inf.
     """
-    on_target = torch.arange(len(logits), device=logits.device), target.clamp(min=0)
-    at_target, count = logits[on_target], counts.to(logits.dtype)
-    losses, total = share.new_empty(2, len(logits))
-    of_rows = at_target, losses, total, count, label_smoothing
-    if not cross_entropy_of_rows.compiles(logits, *of_rows):
-        return loss_and_gradient_by_pytorch_(logits, target, counts, label_smoothing), share
-    cross_entropy_of_rows(logits, *of_rows)
-    if label_smoothing:
-        logits -= (label_smoothing / logits.shape[1] * total[:, None]).to(logits.dtype)
-    logits[on_target] = at_target  # `scatter_`, or mixed dtypes, would copy all logits in bfloat16
-    return losses.sum(), torch.where(counts, share / total, 0)[:, None]
+    if cross_entropy_of_rows.compiles(logits, losses, scale, target):
+        cross_entropy_of_rows(logits, losses, scale, target, share, label_smoothing)
+    else:
+        losses.copy_(losses_and_gradient_by_pytorch_(logits, target, label_smoothing))
+        scale.copy_(share)
 
 
-def loss_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
-    """The sum of the chunk's losses; `logits` (R, V) become softmax - q."""
+def losses_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    """The chunk's losses (R); `logits` (R, V) become softmax - q."""
     if logits.dtype in NARROW:
         with scratch(tuple(logits.shape), wide(logits[:0])) as wide_logits:
             wide_logits.copy_(logits)
-            loss = loss_and_gradient_by_pytorch_(wide_logits, target, counts, label_smoothing)
+            losses = losses_and_gradient_by_pytorch_(wide_logits, target, label_smoothing)
             logits.copy_(wide_logits)
-            return loss
-    on_target = target.clamp(min=0)[:, None]
+            return losses
+    on_target, counts = target.clamp(min=0)[:, None], target != IGNORED
     largest, place = logits.max(-1, keepdim=True)  # (R, 1)
     expected = (1 - label_smoothing) * logits.gather(1, on_target)
     if label_smoothing:
@@ -134,12 +128,12 @@ def loss_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, counts: Tensor
     p = torch.softmax(logits, -1, out=logits)
     # softmax = exp(z - logsumexp), read at its largest entry, which is never 0
     logsumexp = largest - p.gather(1, place).log()
-    loss = torch.where(counts[:, None], logsumexp - expected, 0).sum()
+    losses = torch.where(counts, (logsumexp - expected)[:, 0], 0)
     if label_smoothing:
         p -= label_smoothing / p.shape[1]
     p.scatter_add_(1, on_target, torch.full_like(expected, label_smoothing - 1))
     p.masked_fill_(~counts[:, None], 0)  # a product with 0 would keep the NaN that an ignored row may hold
-    return loss
+    return losses
 
 
 def linear_cross_entropy_forward(

@@ -7,34 +7,40 @@ float32 or wider.
 import torch
 from torch import Tensor
 
+from ...common.batch import IGNORED
 from ...ops.numerics import wide
 from .compiled import compiled
 
 
-@compiled("R V", "R", "R: float32", "R: float32", "R", "float")
+@compiled("R V", "R: float32", "R: float32", "R: int64", "float", "float")
 def cross_entropy_of_rows(
-    logits: Tensor, at_target: Tensor, loss: Tensor, total: Tensor, counts: Tensor, label_smoothing: float
+    logits: Tensor, loss: Tensor, scale: Tensor, target: Tensor, share: float | Tensor, label_smoothing: float
 ) -> None:
-    """logits z (R, V) become e = exp(z - max(z)), and total (R) their sums: softmax(z) = e / total.
+    """logits z (R, V) become total (softmax(z) - q), where total = sum(exp(z - max(z))) and q is label_smoothing / V
+    everywhere, and 1 - label_smoothing more at the target.
 
-    at_target (R), the logit of each row's target, becomes total times the gradient there: e - total q, where q is 1 -
-    label_smoothing + label_smoothing / V. loss (R) = logsumexp(z) - sum_v q_v z_v, computed from z - max(z), since a
-    constant added to z changes nothing. counts (R) is 1 or 0; where it is 0, all results are 0 whatever the row
-    contains.
+    scale (R) = share / total, so that scale times the new logits is the gradient for that share of the loss. loss (R) =
+    logsumexp(z) - sum_v q_v z_v, computed from z - max(z), since a constant added to z changes nothing. Where the
+    target (R) is IGNORED, all results are 0 whatever the row contains.
     """
-    smoothed = torch.as_tensor(label_smoothing, device=logits.device)
-    z, count = wide(logits), counts > 0
-    largest, average = z.amax(dim=1), z.mean(dim=1)
-    e = torch.where(count[:, None], torch.exp(z - largest[:, None]), 0)
-    sums = e.sum(dim=1)
-    total.copy_(sums)
-    logits.copy_(e)
-    z_target = wide(at_target) - largest
+    counts, row = target != IGNORED, torch.arange(len(target), device=target.device)
+    z, t = wide(logits), target.where(counts, 0)
+    z = z - z.amax(dim=1, keepdim=True)
+    e = torch.exp(z)
+    total, z_target, everywhere = e.sum(dim=1), z[row, t], label_smoothing / z.shape[1]
+    at_target = z_target.exp() - (1 - label_smoothing + everywhere) * total
+    gradient = e.to(logits.dtype) - everywhere * total[:, None] if label_smoothing else e
+    logits.copy_(torch.where(counts[:, None], gradient.index_put((row, t), at_target), 0))
     # the average is -inf if a logit is, and 0 times -inf is NaN
-    expected = (1 - label_smoothing) * z_target + torch.where(smoothed > 0, label_smoothing * (average - largest), 0)
-    loss.copy_(torch.where(count, sums.log() - expected, 0))
-    q = 1 - label_smoothing + label_smoothing / logits.shape[1]
-    at_target.copy_(torch.where(count, torch.exp(z_target) - q * sums, 0))
+    expected = (1 - label_smoothing) * z_target + (label_smoothing * z.mean(dim=1) if label_smoothing else 0)
+    loss.copy_(torch.where(counts, total.log() - expected, 0))
+    scale.copy_(torch.where(counts, share / total, 0))
+
+
+@compiled("R D", "R D", "R: float32", by_rows=True)
+def scale_rows(y: Tensor, x: Tensor, scale: Tensor) -> None:
+    """y (R, D), which may be x, = each row of x times its number in scale (R)."""
+    torch.mul(x, scale[:, None], out=y) if x.dtype == scale.dtype else y.copy_(x * scale[:, None])
 
 
 STREAM, WEIGHT, OF_ROW = "N D: parameter", "D: parameter", "N: float32"  # the residual stream has their dtype

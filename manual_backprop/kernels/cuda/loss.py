@@ -13,7 +13,7 @@ from ... import ops
 from ...common.batch import IGNORED
 from ...ops.numerics import Record, no_record, one_number, rows, wide
 from ...optim.parameters import PADDING
-from ..cpu.loss import loss_and_gradient_by_pytorch_
+from ..cpu.loss import losses_and_gradient_by_pytorch_
 from ..pieces import RecordedPieces, pieces
 from ..sizes import sizes_of
 from .chosen import triton_for
@@ -48,9 +48,8 @@ def linear_cross_entropy(
     back = weight if feedback is None else feedback.to(x.dtype)
     vocab_size = weight.shape[0]
     x_rows, target = rows(x), targets.reshape(-1).long()
-    counts = target != IGNORED
     if denominator is None:
-        denominator = counts.sum()
+        denominator = (target != IGNORED).sum()
     share = 1 / one_number(denominator, wide(x_rows[:0])).clamp(min=1)
     scale = share * dloss
     dx, losses, triton = torch.empty_like(x_rows), [], triton_for(x)
@@ -63,8 +62,7 @@ def linear_cross_entropy(
         if triton is not None:
             losses.append(triton.cross_entropy_(logits, target[part], scale, label_smoothing))
         else:
-            loss = loss_and_gradient_by_pytorch_(logits, target[part], counts[part], label_smoothing)
-            losses.append(loss[None])
+            losses.append(losses_and_gradient_by_pytorch_(logits, target[part], label_smoothing))
             logits.mul_(scale)
         recorded.put("dlogits", logits)
         # logits = x W^T

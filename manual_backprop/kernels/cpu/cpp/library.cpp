@@ -6,6 +6,7 @@
 
 #include "activations.h"
 #include "attention.h"
+#include "embedding.h"
 #include "gradients.h"
 #include "loss.h"
 #include "normalization.h"
@@ -78,7 +79,9 @@ const Kernel kernels[] = {
     IN_ALL_FORMATS(add_rms_normalization_gradient, add_rms_normalization_gradient, ),
     IN_ALL_FORMATS(add_rounded, add_rounded, ),
     IN_ALL_FORMATS(add_sum_of_rows, add_sum_of_rows, ),
+    IN_ALL_FORMATS(add_rows_of_tokens, add_rows_of_tokens, ),
     IN_ALL_FORMATS(cross_entropy_of_rows, cross_entropy_of_rows, ),
+    IN_ALL_FORMATS(scale_rows, scale_rows, ),
     IN_ALL_FORMATS(squares_of_rows, squares_of_rows, ),
     IN_ALL_FORMATS(adamw_step, adamw_step, ),
     IN_ALL_FORMATS(sgd_step, sgd_step, ),

@@ -5,19 +5,23 @@
 
 namespace {
 
-// logits z (R, V) become e = exp(z - max(z)), and total (R) their sums: softmax(z) = e / total. at_target (R), the
-// logit of each row's target, becomes total times the gradient there. loss (R) = logsumexp(z) - sum_v q_v z_v. All of
-// them are 0 where counts (R) is 0, whatever the row contains.
+constexpr int64_t IGNORED = -100;  // of common/batch.py
+
+// The logits z (R, V) become total (softmax(z) - q), where total = sum(exp(z - max(z))) and q = 1 - s + s / V at the
+// target, s / V elsewhere, s being the label smoothing; scale (R) = share / total, and loss (R) = logsumexp(z) - sum_v
+// q_v z_v. All of them are 0 where the target (R) is IGNORED, whatever the row contains; loss and scale are NaN where it
+// is no column.
 template <class T, class P>
 void cross_entropy_of_rows(
-    T* logits, T* at_target, float* loss, float* total, const T* counts, const float* label_smoothing, int64_t R, int64_t V) {
+    T* logits, float* loss, float* scale, const int64_t* target, const float* share, const float* label_smoothing, int64_t R,
+    int64_t V) {
   const float smoothing = *label_smoothing;
   for_rows(R, V, [&](int64_t r) {
     T* z = logits + r * V;
-    if (!(float(counts[r]) > 0)) {
+    const int64_t t = target[r];
+    if (t < 0 || t >= V) {
       for_vectors(V, [&](int64_t v, int64_t count) { store(z + v, Vec(0.f), count); });
-      at_target[r] = T(0.f);
-      loss[r] = total[r] = 0;
+      loss[r] = scale[r] = t == IGNORED ? 0 : NAN;
       return;
     }
     Vec most(-INFINITE), all(0.f);
@@ -26,7 +30,7 @@ void cross_entropy_of_rows(
       most = at::vec::maximum(most, Vec::set(Vec(-INFINITE), x, count));
       if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);
     });
-    const float largest = largest_of(most);
+    const float largest = largest_of(most), z_target = float(z[t]) - largest;
     // total = sum(exp(z - largest)), before the exponentials are rounded
     Vec sums(0.f);
     for_vectors(V, [&](int64_t v, int64_t count) {
@@ -34,12 +38,21 @@ void cross_entropy_of_rows(
       store(z + v, e, count);
       sums = sums + Vec::set(Vec(0.f), e, count);
     });
-    const float sum = sum_of(sums), z_target = float(at_target[r]) - largest;
+    const float total = sum_of(sums), everywhere = smoothing / V;
+    if (smoothing > 0) for_vectors(V, [&](int64_t v, int64_t count) { add(z + v, Vec(-everywhere * total), count); });
+    z[t] = T(std::exp(z_target) - (1 - smoothing + everywhere) * total);
+    scale[r] = *share / total;
     // 0 times an average of -inf would be NaN
     const float smoothed = smoothing > 0 ? smoothing * (sum_of(all) / V - largest) : 0;
-    total[r] = sum;
-    loss[r] = std::log(sum) - (1 - smoothing) * z_target - smoothed;
-    at_target[r] = T(std::exp(z_target) - (1 - smoothing + smoothing / V) * sum);
+    loss[r] = std::log(total) - (1 - smoothing) * z_target - smoothed;
+  });
+}
+
+// y (R, D) = each row of x times its number in scale (R).
+template <class T, class P>
+void scale_rows(T* y, const T* x, const float* scale, int64_t R, int64_t D) {
+  for_rows(R, D, [&](int64_t r) {
+    for_vectors(D, [&](int64_t d, int64_t count) { store(y + r * D + d, Vec(scale[r]) * load(x + r * D + d, count), count); });
   });
 }
 

@@ -166,11 +166,11 @@ inline void for_rows_with_sums(int64_t n_rows, int64_t C, std::initializer_list<
   }
 }
 
-// f(first, count) for all of n contiguous numbers, distributed over the threads.
+// f(first, count) for all of n contiguous numbers, distributed over the threads. `reads`: numbers that f reads for each.
 template <class F>
-inline void for_numbers(int64_t n, const F& f) {
+inline void for_numbers(int64_t n, const F& f, int64_t reads = 1) {
   const int64_t vectors = (n + WIDTH - 1) / WIDTH;
-  at::parallel_for(0, vectors, GRAIN / WIDTH, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, vectors, std::max<int64_t>(1, GRAIN / WIDTH / reads), [&](int64_t begin, int64_t end) {
     const int64_t first = begin * WIDTH;
     for_vectors(std::min(n, end * WIDTH) - first, [&](int64_t i, int64_t count) { f(first + i, count); });
   });

@@ -1,0 +1,41 @@
+// The gradient of the token embedding: embedding.py.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t COLUMNS = 64;  // that one thread sums at a time
+
+// dweight (V, D) += scale times the rows of dy (N, D), each to the row of its token (N). A token's rows are summed in
+// float, in their order, before they are rounded.
+template <class T, class P>
+void add_rows_of_tokens(P* dweight, const T* dy, const int64_t* token, const float* scale, int64_t V, int64_t D, int64_t N) {
+  // places: those of all tokens, sorted by token; starts: the first one of each token in the batch, then N
+  std::vector<int64_t> end(V), places(N), starts;
+  for (int64_t n = 0; n < N; ++n) end[token[n]] += 1;
+  int64_t total = 0;
+  for (int64_t v = 0; v < V; ++v) {
+    if (end[v] > 0) starts.push_back(total);
+    end[v] = total += end[v];
+  }
+  starts.push_back(N);
+  for (int64_t n = N - 1; n >= 0; --n) places[--end[token[n]]] = n;
+
+  const int64_t blocks = (D + COLUMNS - 1) / COLUMNS, groups = starts.size() - 1;
+  at::parallel_for(0, blocks, std::max<int64_t>(1, GRAIN / COLUMNS / N), [&](int64_t begin, int64_t stop) {
+    const int64_t first = begin * COLUMNS, width = std::min(D, stop * COLUMNS) - first;
+    std::vector<float> sums(width);
+    for (int64_t group = 0; group < groups; ++group) {
+      std::fill(sums.begin(), sums.end(), 0.f);
+      for (int64_t i = starts[group]; i < starts[group + 1]; ++i) {
+        const T* row = dy + places[i] * D + first;
+        for_vectors(width, [&](int64_t d, int64_t count) { add(sums.data() + d, load(row + d, count), count); });
+      }
+      P* drow = dweight + token[places[starts[group]]] * D + first;
+      for_vectors(width, [&](int64_t d, int64_t count) { add(drow + d, Vec(*scale) * load(sums.data() + d, count), count); });
+    }
+  });
+}
+
+}  // namespace
