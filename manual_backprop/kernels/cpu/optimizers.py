@@ -19,13 +19,12 @@ from .. import fast
 from .compiled import CompiledFunction, compiled
 
 Number = float | Tensor
-ROW = 1 << 12  # numbers whose squares are summed sequentially
 
 
-@compiled("R: float32", "R C: parameter")
-def squares_of_rows(squares: Tensor, gradient: Tensor) -> None:
-    """squares (R) = the sum of the squares of each row of gradient (R, C)."""
-    squares.copy_(wide(gradient).square().sum(dim=1))
+@compiled(": float32", "P: parameter")
+def gradient_norm(norm: Tensor, gradient: Tensor) -> None:
+    """norm, one number, = the root of the sum of the squares of gradient (P)."""
+    norm.copy_(torch.linalg.vector_norm(wide(gradient)))
 
 
 @compiled("P: parameter", "P", "P: parameter", "P: float32", "P: float32", *["float"] * 10)
@@ -44,19 +43,23 @@ def adamw_step(
     epsilon: Number,
     decay: Number,
     rate: Number,
-    root_of_correction: Number,
+    updates: Number,
 ) -> None:
     """`optim.AdamW` for parameters (P) with the same decay; if `finite` is 0 nothing changes.
 
     `share` is 1 - beta, passed because float32 would lose a few of its digits here. `decay` is multiplied by the
-    learning rate already; `rate` is the learning rate divided by the bias correction of the first moment. `rounded` (P)
-    is a copy of the parameter in the dtype of the products, or the parameter itself.
+    learning rate `rate` already. `updates` counts this one too. `rounded` (P) is a copy of the parameter in the dtype
+    of the products, or the parameter itself.
     """
     counts = torch.as_tensor(finite, device=parameter.device) > 0
+    # 1 - beta^updates, without the digits that 1 - share would lose
+    shares = torch.tensor([share1, share2], dtype=torch.float64, device=parameter.device)
+    corrections = -torch.expm1(updates * torch.log1p(-shares))
     p, g = wide(parameter), clip * wide(gradient)
     first = beta1 * first_moment + share1 * g
     second = beta2 * second_moment + share2 * g * g
-    change = decay * p + rate * first / (second.sqrt() / root_of_correction + epsilon)
+    root = corrections[1].sqrt().to(p)
+    change = decay * p + (rate / corrections[0]).to(p) * first / (second.sqrt() / root + epsilon)
     first_moment.copy_(torch.where(counts, first, first_moment))
     second_moment.copy_(torch.where(counts, second, second_moment))
     parameter.copy_(torch.where(counts, p - change, p))
@@ -95,13 +98,11 @@ class OnePass(reference.FlatOptimizer):
 
     def _gradient_norm(self) -> Tensor:
         gradient = self.gradients.buffer
-        rows, rest = gradient.split([gradient.numel() // ROW * ROW, gradient.numel() % ROW])
-        rows = rows.view(-1, ROW)
-        squares = gradient.new_empty(len(rows), dtype=torch.float32)
-        if not squares_of_rows.compiles(squares, rows):
+        norm = gradient.new_empty((), dtype=torch.float32)
+        if not gradient_norm.compiles(norm, gradient):
             return super()._gradient_norm()
-        squares_of_rows(squares, rows)
-        return (squares.sum() + wide(rest).square().sum()).sqrt()
+        gradient_norm(norm, gradient)
+        return norm
 
     def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         buffers, rounded = self._buffers(part), self.rounded
@@ -141,9 +142,7 @@ class AdamW(OnePass, reference.AdamW):
 
     def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]:
         beta1, beta2 = self.betas
-        updates = self.updates.clamp(min=1).double()
-        corrections = rate / (1 - beta1**updates), (1 - beta2**updates).sqrt()
-        return beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, rate * decay, *corrections
+        return beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, rate * decay, rate, self.updates
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         p = self.parameters.buffer[piece]

@@ -2,19 +2,31 @@
 // optimizers.py.
 #pragma once
 
+#include <numeric>
+
 #include "vectors.h"
 
 namespace {
 
-// squares (R) = the sum of the squares of each row of gradient (R, C).
+constexpr int64_t ROW = 1 << 12;  // numbers whose squares are summed in float; the sums of rows are added in double
+
+// norm, one number, = the root of the sum of the squares of gradient (n).
 template <class T, class P>
-void squares_of_rows(float* squares, const P* gradient, int64_t R, int64_t C) {
-  for_rows(R, C, [&](int64_t r) {
-    squares[r] = sum_over(C, [&](int64_t c, int64_t count) {
-      const Vec g = load(gradient + r * C + c, count);
+void gradient_norm(float* norm, const P* gradient, int64_t n) {
+  std::vector<float> squares((n + ROW - 1) / ROW);
+  for_rows(squares.size(), ROW, [&](int64_t r) {
+    const P* row = gradient + r * ROW;
+    squares[r] = sum_over(std::min(ROW, n - r * ROW), [&](int64_t i, int64_t count) {
+      const Vec g = load(row + i, count);
       return g * g;
     });
   });
+  *norm = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.));
+}
+
+// 1 - beta^updates for share = 1 - beta, without the digits that 1 - share would lose.
+inline float bias_correction(const float* share, const float* updates) {
+  return -std::expm1(*updates * std::log1p(-double(*share)));
 }
 
 // Writes a parameter and its rounded copy, which products read in bf16_mixed; otherwise `rounded` is the parameter.
@@ -29,16 +41,18 @@ template <class T, class P>
 void adamw_step(
     P* parameter, T* rounded, const P* gradient, float* first_moment, float* second_moment, const float* finite, const float* clip,
     const float* beta1, const float* share1, const float* beta2, const float* share2, const float* epsilon, const float* decay,
-    const float* rate, const float* root_of_correction, int64_t n) {
+    const float* rate, const float* updates, int64_t n) {
   if (!(*finite > 0)) return;
+  const float root = std::sqrt(bias_correction(share2, updates));
+  const Vec factor(*rate / bias_correction(share1, updates) * root), least(*epsilon * root);
   for_numbers(n, [&](int64_t i, int64_t count) {
     const Vec p = load(parameter + i, count), g = Vec(*clip) * load(gradient + i, count);
     const Vec first = Vec(*beta1) * load(first_moment + i, count) + Vec(*share1) * g;
     const Vec second = Vec(*beta2) * load(second_moment + i, count) + Vec(*share2) * g * g;
     store(first_moment + i, first, count);
     store(second_moment + i, second, count);
-    // parameter -= decay * parameter + rate * first / (sqrt(second) / root_of_correction + epsilon)
-    const Vec change = Vec(*rate) * first / (second.sqrt() / Vec(*root_of_correction) + Vec(*epsilon));
+    // parameter -= decay * parameter + rate / correction1 * first / (sqrt(second) / root + epsilon), times root / root
+    const Vec change = factor * first / (second.sqrt() + least);
     store_parameter(parameter + i, rounded + i, p - (Vec(*decay) * p + change), count);
   });
 }
