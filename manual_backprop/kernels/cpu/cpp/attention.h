@@ -16,8 +16,7 @@
 
 namespace {
 
-constexpr int64_t MOST_QUERIES = 64;    // of a block
-constexpr int64_t LONG = 1024;          // keys, from which a block has half the queries: its scores stay in the cache
+constexpr int64_t QUERIES = 32;         // of a block: its scores stay in the cache, and a causal mask spares most of their work
 
 // The memory of a tensor (B, positions, heads, K); the K numbers of a position and head are contiguous.
 template <class T>
@@ -259,23 +258,21 @@ class Column {
   int64_t c_, all_, seen_, lanes_[WIDTH], segments_[WIDTH];
 };
 
-inline int64_t queries_of(int64_t S) { return S >= LONG ? MOST_QUERIES / 2 : MOST_QUERIES; }
-
 // context (B, T, H, K), and sums (B, H, T): the log-sum-exp of each query.
 template <class T>
 void attention_forward_of(
     Heads<T> context, float* sums, Heads<const T> query, Heads<const T> key, Heads<const T> value, const Visible& visible,
     const Dropout& dropout, const Rotation& rotation, int64_t B, int64_t H, int64_t G, int64_t K) {
   const float scale = 1 / std::sqrt(float(K)), share = float(1 / (1 - dropout.probability));
-  const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
+  const int64_t S = visible.S, S2 = padded<T>(S);
   at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
     Scratch& memory = scratch_of_thread();
-    float* scores = memory.take<float>(S * at_once);
-    T* probabilities = std::is_same_v<T, float> ? reinterpret_cast<T*>(scores) : memory.take<T>(S2 * at_once);
-    T *query_t = memory.take<T>(padded<T>(K) * at_once), *value_t = memory.take<T>(K * S2);
-    float *context_t = memory.take<float>(K * at_once), *factors = memory.take<float>(at_once);
-    uint32_t *low = memory.take<uint32_t>(at_once), *high = memory.take<uint32_t>(at_once);
-    T *turned_keys = memory.take<T>(rotation.cosine ? S * K : 0), *turned_queries = memory.take<T>(at_once * K);
+    float* scores = memory.take<float>(S * QUERIES);
+    T* probabilities = std::is_same_v<T, float> ? reinterpret_cast<T*>(scores) : memory.take<T>(S2 * QUERIES);
+    T *query_t = memory.take<T>(padded<T>(K) * QUERIES), *value_t = memory.take<T>(K * S2);
+    float *context_t = memory.take<float>(K * QUERIES), *factors = memory.take<float>(QUERIES);
+    uint32_t *low = memory.take<uint32_t>(QUERIES), *high = memory.take<uint32_t>(QUERIES);
+    T *turned_keys = memory.take<T>(rotation.cosine ? S * K : 0), *turned_queries = memory.take<T>(QUERIES * K);
     const T* keys_of_head = nullptr;
     int64_t key_stride = 0, prepared = -1;
     for (int64_t head = begin; head < end; ++head) {
@@ -285,8 +282,8 @@ void attention_forward_of(
         keys_of_head = rotation.turned(key.at(b, g), key_stride, 0, keys, K, turned_keys);
         transposed_left(value_t, value.at(b, g), keys, K, value.position, S2);
       }
-      for (int64_t first = 0; first < visible.T; first += at_once) {
-        const Block block(visible, b, first, std::min(first + at_once, visible.T), keys);
+      for (int64_t first = 0; first < visible.T; first += QUERIES) {
+        const Block block(visible, b, first, std::min(first + QUERIES, visible.T), keys);
         T* out = context.at(b, h) + first * context.position;
         float* block_sums = sums + head * visible.T + first;
         const int64_t n = block.n(), columns = block.columns, seen = block.seen;
@@ -355,21 +352,21 @@ void attention_backward_of(
     Heads<const T> key, Heads<const T> value, const Visible& visible, const Dropout& dropout, const Rotation& rotation, int64_t B,
     int64_t H, int64_t G, int64_t K) {
   const float scale = 1 / std::sqrt(float(K)), share = float(1 / (1 - dropout.probability));
-  const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
+  const int64_t S = visible.S, S2 = padded<T>(S);
   constexpr bool wide = std::is_same_v<T, float>;
   at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {
     Scratch& memory = scratch_of_thread();
-    float *scores = memory.take<float>(S * at_once), *dscores = memory.take<float>(S * at_once);
+    float *scores = memory.take<float>(S * QUERIES), *dscores = memory.take<float>(S * QUERIES);
     // left operands (S, columns), and dscores also as a right operand
-    T* dropped = wide ? reinterpret_cast<T*>(scores) : memory.take<T>(S * at_once);
-    T* dscores_left = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S * at_once);
-    T* dscores_right = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S2 * at_once);
-    T *query_t = memory.take<T>(padded<T>(K) * at_once), *dcontext_t = memory.take<T>(padded<T>(K) * at_once);
-    T *query_right = memory.take<T>(at_once * K), *dcontext_right = memory.take<T>(at_once * K), *key_t = memory.take<T>(K * S2);
-    float *dkey_sum = memory.take<float>(S * K), *dvalue_sum = memory.take<float>(S * K), *dquery_t = memory.take<float>(K * at_once);
-    uint32_t *low = memory.take<uint32_t>(at_once), *high = memory.take<uint32_t>(at_once);
-    T *turned_keys = memory.take<T>(rotation.cosine ? S * K : 0), *turned_queries = memory.take<T>(at_once * K);
-    float* dturned = memory.take<float>(at_once * K);
+    T* dropped = wide ? reinterpret_cast<T*>(scores) : memory.take<T>(S * QUERIES);
+    T* dscores_left = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S * QUERIES);
+    T* dscores_right = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S2 * QUERIES);
+    T *query_t = memory.take<T>(padded<T>(K) * QUERIES), *dcontext_t = memory.take<T>(padded<T>(K) * QUERIES);
+    T *query_right = memory.take<T>(QUERIES * K), *dcontext_right = memory.take<T>(QUERIES * K), *key_t = memory.take<T>(K * S2);
+    float *dkey_sum = memory.take<float>(S * K), *dvalue_sum = memory.take<float>(S * K), *dquery_t = memory.take<float>(K * QUERIES);
+    uint32_t *low = memory.take<uint32_t>(QUERIES), *high = memory.take<uint32_t>(QUERIES);
+    T *turned_keys = memory.take<T>(rotation.cosine ? S * K : 0), *turned_queries = memory.take<T>(QUERIES * K);
+    float* dturned = memory.take<float>(QUERIES * K);
     for (int64_t group = begin; group < end; ++group) {
       const int64_t b = group / G, g = group % G, keys = visible.keys_of(b);
       int64_t key_stride = key.position;
@@ -379,8 +376,8 @@ void attention_backward_of(
       std::fill(dvalue_sum, dvalue_sum + S * K, 0.f);
       transposed_left(key_t, keys_of_head, keys, K, key_stride, S2);
       for (int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h) {
-        for (int64_t first = 0; first < visible.T; first += at_once) {
-          const Block block(visible, b, first, std::min(first + at_once, visible.T), keys);
+        for (int64_t first = 0; first < visible.T; first += QUERIES) {
+          const Block block(visible, b, first, std::min(first + QUERIES, visible.T), keys);
           const int64_t n = block.n(), columns = block.columns, seen = block.seen;
           T* dquery_rows = dquery.at(b, h) + first * dquery.position;
           if (seen == 0) {
