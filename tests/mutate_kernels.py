@@ -128,15 +128,6 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ),
     (
         "attention.h",
-        "inline int64_t queries_of(int64_t S) { return S >= LONG ? MOST_QUERIES / 2 : MOST_QUERIES; }",
-        (
-            ">= -> >",
-            "/ -> *",
-        ),
-        "how many queries at once changes no result",
-    ),
-    (
-        "attention.h",
         "const Vec along = load(cosine + angle, count), across = load(sine + angle, count) * Vec(direction);",
         ("* -> /",),
         "the direction is 1 or -1",
@@ -160,7 +151,7 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("attention.h", "at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
     (
         "attention.h",
-        "for (int64_t first = 0; first < visible.T; first += at_once) {",
+        "for (int64_t first = 0; first < visible.T; first += QUERIES) {",
         (
             "< -> <=",
             "< -> <= (2)",
@@ -245,6 +236,12 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "const float smoothed = smoothing > 0 ? smoothing * (sum_of(all) / V - largest) : 0;",
         ("> -> >=",),
         "0 times a number is 0",
+    ),
+    (
+        "optimizers.h",
+        "std::vector<float> squares((n + ROW - 1) / ROW);",
+        ("- -> +",),
+        "a row more, of no number",
     ),
     (
         "vectors.h",

@@ -14,10 +14,16 @@ from .products import add_sum_of_rows
 def token_embedding_forward(tokens: Tensor, weight: Tensor, scale: float = 1.0) -> tuple[Tensor, TokenEmbeddingCache]:
     """tokens (B, T), weight (V, D) -> y (B, T, D): `ops.token_embedding_forward`."""
     y = kept((*tokens.shape, weight.shape[1]), weight)
-    torch.index_select(weight, 0, tokens.reshape(-1), out=rows(y))
+    rows_of_tokens(rows(y), weight, tokens.reshape(-1).long(), scale)
+    return y, (tokens, scale)
+
+
+@compiled("N D: parameter", "V D: parameter", "N: int64", "float")
+def rows_of_tokens(y: Tensor, weight: Tensor, token: Tensor, scale: float) -> None:
+    """y (N, D) = scale times the rows of weight (V, D), each of a token (N)."""
+    torch.index_select(weight, 0, token, out=y)
     if scale != 1.0:
         y.mul_(scale)
-    return y, (tokens, scale)
 
 
 def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:
@@ -67,7 +73,15 @@ def _groups(token: Tensor) -> tuple[Tensor, Tensor]:
 
 def learned_positions_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, LearnedPositionsCache]:
     """x (B, T, D), weight (max_seq_len, D) -> y (B, T, D): `ops.learned_positions_forward`. y overwrites x."""
-    return torch.add(x, weight[: x.shape[1]].to(x.dtype), out=in_place_of(x)), ()
+    y = in_place_of(x)
+    add_to_rows(y.flatten(1), x.flatten(1), weight[: x.shape[1]].to(x.dtype).view(-1))
+    return y, ()
+
+
+@compiled("R C: parameter", "R C: parameter", "C: parameter")
+def add_to_rows(y: Tensor, x: Tensor, row: Tensor) -> None:
+    """y (R, C), which may be x, = x + row (C)."""
+    torch.add(x, row, out=y)
 
 
 def learned_positions_backward(dy: Tensor, cache: LearnedPositionsCache, dweight: Tensor) -> Tensor:

@@ -55,10 +55,8 @@ def linear_cross_entropy(
     x_rows, target = rows(x), targets.reshape(-1).long()
     if denominator is None:
         denominator = (target != IGNORED).sum()
-    share = one_number(denominator, wide(x_rows[:0])).clamp(min=1).reciprocal()
-    dshare = share * dloss if isinstance(dloss, Tensor) or dloss != 1 else share
     dx = in_place_of(x_rows)
-    losses, scale = share.new_empty(2, len(x_rows))
+    losses, scale = wide(x_rows[:0]).new_empty(2, len(x_rows))
     recorded = RecordedPieces(record, targets.shape)
     sizes = sizes_of(x)
     width = _width(vocab_size, label_smoothing, sizes)
@@ -70,7 +68,8 @@ def linear_cross_entropy(
             recorded.put("logits", logits)
             if width != vocab_size:
                 padded[:, vocab_size:].fill_(-math.inf)
-            _loss_and_gradient_(padded, losses[part], scale[part], target[part], dshare, label_smoothing)
+            of_rows = losses[part], scale[part], target[part]
+            _loss_and_gradient_(padded, *of_rows, denominator, dloss, label_smoothing)
             if record.wants("dlogits"):
                 recorded.put("dlogits", (logits * scale[part, None]).to(x.dtype))
             # logits = x W^T
@@ -79,7 +78,7 @@ def linear_cross_entropy(
             torch.mm(logits, back, out=dx[part])
             scale_rows(dx[part], dx[part], scale[part])
     recorded.finish()
-    return losses.sum() * share, dx.view(x.shape)
+    return losses.sum(), dx.view(x.shape)
 
 
 def _rows_at_once(x: Tensor, vocab_size: int, sizes: Sizes) -> int:
@@ -98,18 +97,25 @@ def _width(vocab_size: int, label_smoothing: float, sizes: Sizes) -> int:
 
 
 def _loss_and_gradient_(
-    logits: Tensor, losses: Tensor, scale: Tensor, target: Tensor, share: Tensor, label_smoothing: float
+    logits: Tensor,
+    losses: Tensor,
+    scale: Tensor,
+    target: Tensor,
+    denominator: int | Tensor,
+    dloss: float | Tensor,
+    label_smoothing: float,
 ) -> None:
-    """Writes the losses (R) and scale (R). `logits` are overwritten: scale times a row is its gradient for that share
-    of the loss. All are 0 in rows that do not count.
+    """Writes the losses (R) and scale (R). `logits` are overwritten: scale times a row is its gradient. All are 0 in
+    rows that do not count.
 
     logits (R, V), or without label smoothing with more columns, of -inf.
     """
     if cross_entropy_of_rows.compiles(logits, losses, scale, target):
-        cross_entropy_of_rows(logits, losses, scale, target, share, label_smoothing)
-    else:
-        losses.copy_(losses_and_gradient_by_pytorch_(logits, target, label_smoothing))
-        scale.copy_(share)
+        cross_entropy_of_rows(logits, losses, scale, target, denominator, dloss, label_smoothing)
+        return
+    share = one_number(denominator, losses).clamp(min=1).reciprocal()
+    torch.mul(losses_and_gradient_by_pytorch_(logits, target, label_smoothing), share, out=losses)
+    scale.copy_(share * dloss)
 
 
 def losses_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:

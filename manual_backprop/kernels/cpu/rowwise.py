@@ -8,22 +8,29 @@ import torch
 from torch import Tensor
 
 from ...common.batch import IGNORED
-from ...ops.numerics import wide
+from ...ops.numerics import one_number, wide
 from .compiled import compiled
 
 
-@compiled("R V", "R: float32", "R: float32", "R: int64", "float", "float")
+@compiled("R V", "R: float32", "R: float32", "R: int64", "float", "float", "float")
 def cross_entropy_of_rows(
-    logits: Tensor, loss: Tensor, scale: Tensor, target: Tensor, share: float | Tensor, label_smoothing: float
+    logits: Tensor,
+    loss: Tensor,
+    scale: Tensor,
+    target: Tensor,
+    denominator: float | Tensor,
+    dloss: float | Tensor,
+    label_smoothing: float,
 ) -> None:
     """logits z (R, V) become total (softmax(z) - q), where total = sum(exp(z - max(z))) and q is label_smoothing / V
     everywhere, and 1 - label_smoothing more at the target.
 
-    scale (R) = share / total, so that scale times the new logits is the gradient for that share of the loss. loss (R) =
-    logsumexp(z) - sum_v q_v z_v, computed from z - max(z), since a constant added to z changes nothing. Where the
-    target (R) is IGNORED, all results are 0 whatever the row contains.
+    loss (R) = (logsumexp(z) - sum_v q_v z_v) / denominator, which is at least 1, computed from z - max(z), since a
+    constant added to z changes nothing. scale (R) = dloss / total / denominator: scale times the new logits is their
+    gradient. Where the target (R) is IGNORED, all results are 0 whatever the row contains.
     """
     counts, row = target != IGNORED, torch.arange(len(target), device=target.device)
+    share = one_number(denominator, loss).clamp(min=1).reciprocal()
     z, t = wide(logits), target.where(counts, 0)
     z = z - z.amax(dim=1, keepdim=True)
     e = torch.exp(z)
@@ -33,8 +40,8 @@ def cross_entropy_of_rows(
     logits.copy_(torch.where(counts[:, None], gradient.index_put((row, t), at_target), 0))
     # the average is -inf if a logit is, and 0 times -inf is NaN
     expected = (1 - label_smoothing) * z_target + (label_smoothing * z.mean(dim=1) if label_smoothing else 0)
-    loss.copy_(torch.where(counts, total.log() - expected, 0))
-    scale.copy_(torch.where(counts, share / total, 0))
+    loss.copy_(torch.where(counts, (total.log() - expected) * share, 0))
+    scale.copy_(torch.where(counts, dloss * share / total, 0))
 
 
 @compiled("R D", "R D", "R: float32", by_rows=True)

@@ -1,4 +1,4 @@
-// The gradient of the token embedding: embedding.py.
+// Embeddings of tokens and positions: embedding.py.
 #pragma once
 
 #include "vectors.h"
@@ -6,6 +6,15 @@
 namespace {
 
 constexpr int64_t COLUMNS = 64;  // that one thread sums at a time
+
+// y (N, D) = scale times the rows of weight (V, D), each of a token (N).
+template <class T, class P>
+void rows_of_tokens(P* y, const P* weight, const int64_t* token, const float* scale, int64_t N, int64_t D, int64_t V) {
+  for_rows(N, D, [&](int64_t n) {
+    const P* row = weight + token[n] * D;
+    for_vectors(D, [&](int64_t d, int64_t count) { store(y + n * D + d, Vec(*scale) * load(row + d, count), count); });
+  });
+}
 
 // dweight (V, D) += scale times the rows of dy (N, D), each to the row of its token (N). A token's rows are summed in
 // float, in their order, before they are rounded.
@@ -35,6 +44,16 @@ void add_rows_of_tokens(P* dweight, const T* dy, const int64_t* token, const flo
       P* drow = dweight + token[places[starts[group]]] * D + first;
       for_vectors(width, [&](int64_t d, int64_t count) { add(drow + d, Vec(*scale) * load(sums.data() + d, count), count); });
     }
+  });
+}
+
+// y (R, C) = x + row (C).
+template <class T, class P>
+void add_to_rows(P* y, const P* x, const P* row, int64_t R, int64_t C) {
+  for_rows(R, C, [&](int64_t r) {
+    for_vectors(C, [&](int64_t c, int64_t count) {
+      store(y + r * C + c, load(x + r * C + c, count) + load(row + c, count), count);
+    });
   });
 }
 

@@ -8,14 +8,14 @@ namespace {
 constexpr int64_t IGNORED = -100;  // of common/batch.py
 
 // The logits z (R, V) become total (softmax(z) - q), where total = sum(exp(z - max(z))) and q = 1 - s + s / V at the
-// target, s / V elsewhere, s being the label smoothing; scale (R) = share / total, and loss (R) = logsumexp(z) - sum_v
-// q_v z_v. All of them are 0 where the target (R) is IGNORED, whatever the row contains; loss and scale are NaN where it
-// is no column.
+// target, s / V elsewhere, s being the label smoothing; loss (R) = (logsumexp(z) - sum_v q_v z_v) / denominator, and scale
+// (R) = dloss / total / denominator, which is at least 1. All of them are 0 where the target (R) is IGNORED, whatever the
+// row contains; loss and scale are NaN where it is no column.
 template <class T, class P>
 void cross_entropy_of_rows(
-    T* logits, float* loss, float* scale, const int64_t* target, const float* share, const float* label_smoothing, int64_t R,
-    int64_t V) {
-  const float smoothing = *label_smoothing;
+    T* logits, float* loss, float* scale, const int64_t* target, const float* denominator, const float* dloss,
+    const float* label_smoothing, int64_t R, int64_t V) {
+  const float smoothing = *label_smoothing, share = 1 / std::max(*denominator, 1.f);
   for_rows(R, V, [&](int64_t r) {
     T* z = logits + r * V;
     const int64_t t = target[r];
@@ -41,10 +41,10 @@ void cross_entropy_of_rows(
     const float total = sum_of(sums), everywhere = smoothing / V;
     if (smoothing > 0) for_vectors(V, [&](int64_t v, int64_t count) { add(z + v, Vec(-everywhere * total), count); });
     z[t] = T(std::exp(z_target) - (1 - smoothing + everywhere) * total);
-    scale[r] = *share / total;
+    scale[r] = *dloss * share / total;
     // 0 times an average of -inf would be NaN
     const float smoothed = smoothing > 0 ? smoothing * (sum_of(all) / V - largest) : 0;
-    loss[r] = std::log(total) - (1 - smoothing) * z_target - smoothed;
+    loss[r] = (std::log(total) - (1 - smoothing) * z_target - smoothed) * share;
   });
 }
 
