@@ -32,13 +32,12 @@ void cross_entropy_of_rows(
     });
     const float largest = largest_of(most), z_target = float(z[t]) - largest;
     // total = sum(exp(z - largest)), before the exponentials are rounded
-    Vec sums(0.f);
-    for_vectors(V, [&](int64_t v, int64_t count) {
+    const float total = sum_over(V, [&](int64_t v, int64_t count) {
       const Vec e = exponential<T>(load(z + v, count) - Vec(largest));
       store(z + v, e, count);
-      sums = sums + Vec::set(Vec(0.f), e, count);
+      return e;
     });
-    const float total = sum_of(sums), everywhere = smoothing / V;
+    const float everywhere = smoothing / V;
     if (smoothing > 0) for_vectors(V, [&](int64_t v, int64_t count) { add(z + v, Vec(-everywhere * total), count); });
     z[t] = T(std::exp(z_target) - (1 - smoothing + everywhere) * total);
     scale[r] = *dloss * share / total;
