@@ -319,15 +319,18 @@ def test_what_is_given_back_is_handed_out_again() -> None:
     assert len({x.data_ptr() for x in (first, second, third, other)}) == 4
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["bf16", "bf16_mixed"])
-def test_a_branch_keeps_no_memory_after_it_is_added(precision: str) -> None:
+def test_a_branch_keeps_no_memory_after_it_is_added(precision: str, compiles: bool, norm: str) -> None:
     """A block's two branches, (N, D) each in bfloat16, are overwritten by their sum or their memory is used again."""
     memory, like = arena.Arena(), torch.empty(1, dtype=torch.bfloat16)
     x = torch.zeros(4, 8, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    weight, bias = torch.ones(8, dtype=x.dtype), torch.zeros(8, dtype=x.dtype)
-    with compiled.compiled_functions(True), memory.step():
+    weights = torch.ones(2 if norm == "layer" else 1, 8, dtype=x.dtype)
+    forward = getattr(normalization, f"residual_{norm}_norm_forward")
+    with compiled.compiled_functions(compiles), memory.step():
         branch = arena.kept((4, 8), like).zero_()
-        (total, _), _ = normalization.residual_layer_norm_forward(x, branch, weight, bias, dtype=torch.bfloat16)
+        (total, _), _ = forward(x, branch, *weights, dtype=torch.bfloat16)
         after = arena.kept((4, 8), like)
     assert branch.data_ptr() in (total.data_ptr(), after.data_ptr())
 

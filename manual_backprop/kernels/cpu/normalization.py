@@ -82,9 +82,7 @@ def residual_layer_norm_forward(
     if found is not None:
         outputs, (mean, rstd) = found
         return outputs, (outputs[0], mean, rstd, weight, bias)
-    total = x
-    if branch is not None:
-        total = torch.add(x, branch, out=in_place_of(branch)) if x.dtype == branch.dtype else x + branch
+    total = x if branch is None else _sum(x, branch)
     y, cache = layer_norm_forward(total, weight, bias, epsilon)
     return (total, y if dtype is None else y.to(dtype)), cache
 
@@ -107,10 +105,11 @@ def residual_rms_norm_forward(
     epsilon: float = RMS_EPSILON,
     dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], RmsNormCache]:
-    """total = x + branch, y = rms_norm(total): `ops.residual_rms_norm_forward`."""
+    """total = x + branch, y = rms_norm(total): `ops.residual_rms_norm_forward`, in the memory of the branch."""
     found = _forward(RMS, x, branch, (weight,), epsilon, dtype)
     if found is None:
-        return ops.residual_rms_norm_forward(x, branch, weight, epsilon, dtype)
+        total = x if branch is None else _sum(x, branch)
+        return ops.residual_rms_norm_forward(total, None, weight, epsilon, dtype)
     outputs, (rrms,) = found
     return outputs, (outputs[0], rrms, weight)
 
@@ -138,7 +137,7 @@ def _forward(
     if not norm.of_rows.compiles(rows(like), *statistics, rows(x), *weights, epsilon):  # `like` stands for y
         return None
     if branch is not None and branch.dtype != dtype:
-        x, branch = x + branch, None  # as wide as x
+        x, branch = _sum(x, branch), None
     shape = tuple(x.shape)
     y = (kept if is_small(x.numel(), x) else ping_pong)(shape, like)
     total = x
@@ -155,6 +154,15 @@ def _forward(
         return again
 
     return (total, y if is_small(x.numel(), x) else recomputable(y, recompute)), statistics
+
+
+def _sum(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch in the memory of the branch, or if that is narrower, in new memory: then it is given back."""
+    if x.dtype == branch.dtype:
+        return torch.add(x, branch, out=in_place_of(branch))
+    total = x + branch
+    give_back(branch)
+    return total
 
 
 def _backward(
