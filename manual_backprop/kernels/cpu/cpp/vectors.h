@@ -85,23 +85,36 @@ inline void store_pairs(BFloat16* y, const Vec& one, const Vec& other, int64_t c
   (low | high).store(y, count);
 }
 
-// exp: accurate to about 1 ulp if the result stays float, to 20 ulp if it is rounded to bfloat16.
+// x (x (... (x + c_1) ...) + c_n), the polynomial whose first coefficient is `first`.
+inline Vec polynomial(const Vec& x, float first, std::initializer_list<float> rest) {
+  Vec sum(first);
+  for (const float c : rest) sum = at::vec::fmadd(sum, x, Vec(c));
+  return sum;
+}
+
+// exp: accurate to about 1 ulp if the result stays float, to 1e-5 if it is rounded to bfloat16.
 template <class T>
 inline Vec exponential(const Vec& x) {
+#if defined(CPU_CAPABILITY_AVX512)  // half the instructions of PyTorch's: `scalef` multiplies by 2^floor(t), whatever t is
+  if constexpr (std::is_same_v<T, float>) {
+    // e^x = 2^n e^r with the whole number n nearest to x / ln(2), and r = x - n ln(2), with ln(2) in two parts
+    const Vec least(_mm512_max_ps(Vec(-1e4f), x)), n = (least * Vec(float(M_LOG2E))).round();  // NaN stays NaN
+    const Vec r = at::vec::fmadd(n, Vec(-1.42860677e-6f), at::vec::fmadd(n, Vec(-0.693145752f), least));
+    // minimax up to ln(2) / 2: 3e-9
+    return _mm512_scalef_ps(polynomial(r, 0.001381454f, {0.008368745f, 0.04166839f, 0.16666521f, 0.49999994f, 1.f, 1.f}), n);
+  } else {
+    // e^x = 2^floor(t) 2^f; the polynomial is exact at f = 0 and 1, and minimax between: 1e-7
+    const Vec t = x * Vec(float(M_LOG2E)), f(_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+    return _mm512_scalef_ps(
+        polynomial(f, 0.001879318617f, {0.008990994655f, 0.05581867695f, 0.2401592731f, 0.6931517124f, 1.f}), t);
+  }
+#else
   if constexpr (std::is_same_v<T, float>) {
     return x.exp();
   } else {
-#if defined(CPU_CAPABILITY_AVX512)  // half the instructions of exp_u20
-    // 2^t = 2^floor(t) 2^f with f = t - floor(t), 0 at an infinite t. The polynomial of 2^f is exact at 0 and 1, and
-    // minimax between: 1e-7.
-    const Vec t = x * Vec(float(M_LOG2E)), f(_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-    Vec power(0.001879318617f);
-    for (const float c : {0.008990994655f, 0.05581867695f, 0.2401592731f, 0.6931517124f, 1.f}) power = at::vec::fmadd(power, f, Vec(c));
-    return _mm512_scalef_ps(power, t);
-#else
     return x.exp_u20();
-#endif
   }
+#endif
 }
 
 inline Vec where(const Vec& condition, const Vec& x, const Vec& otherwise) {
