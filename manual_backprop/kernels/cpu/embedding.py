@@ -4,6 +4,7 @@ the batch."""
 import torch
 from torch import Tensor
 
+from ... import ops
 from ...ops.embedding import LearnedPositionsCache, TokenEmbeddingCache
 from ...ops.numerics import rows, wide
 from ..arena import in_place_of, kept, scratch
@@ -74,7 +75,7 @@ def _groups(token: Tensor) -> tuple[Tensor, Tensor]:
 def learned_positions_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, LearnedPositionsCache]:
     """x (B, T, D), weight (max_seq_len, D) -> y (B, T, D): `ops.learned_positions_forward`. y overwrites x."""
     y = in_place_of(x)
-    add_to_rows(y.flatten(1), x.flatten(1), weight[: x.shape[1]].to(x.dtype).view(-1))
+    add_to_rows(y.flatten(1), x.flatten(1), weight[: x.shape[1]].to(x.dtype).flatten())
     return y, ()
 
 
@@ -87,5 +88,8 @@ def add_to_rows(y: Tensor, x: Tensor, row: Tensor) -> None:
 def learned_positions_backward(dy: Tensor, cache: LearnedPositionsCache, dweight: Tensor) -> Tensor:
     """dy (B, T, D) -> dx (B, T, D); adds to the first T rows of dweight: `ops.learned_positions_backward`."""
     # y = x + P[:T]
-    add_sum_of_rows(dweight[: dy.shape[1]].view(-1), dy.flatten(1))
+    of_positions = dweight[: dy.shape[1]]
+    if not of_positions.is_contiguous():
+        return ops.learned_positions_backward(dy, cache, dweight)
+    add_sum_of_rows(of_positions.view(-1), dy.flatten(1))
     return dy

@@ -210,9 +210,9 @@ OPTIMIZATIONS = {
         without=_without_recomputation,
     ),
     "token-embedding": Optimization(
-        "kernels/cpu/embedding.py, cpp/embedding.h",
-        "It sums the rows of each token and adds only to the rows of tokens that occur. The textbook pair first "
-        "allocates a table of V D zeros and then adds all of it: two passes over the largest parameter.",
+        "kernels/cpu/embedding.py",
+        "It adds only to the rows of tokens that occur. The textbook pair first allocates a table of V D zeros and "
+        "then adds all of it: two passes over the largest parameter.",
         pairs=("token_embedding",),
     ),
     # what several pairs share
