@@ -72,8 +72,8 @@ EQUIVALENT: dict[str, str] = {
     "self.config.position_kind != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
     "kernels/cpu/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel "
     "takes these statistics as well",
-    "kernels/cpu/embedding.py, token_embedding_backward: len(dweight) < len(token) -> len(dweight) <= len(token)": "as "
-    "much memory either way, and the same sums",
+    "kernels/cpu/embedding.py, add_rows_of_tokens: len(dweight) < len(token) -> len(dweight) <= len(token)": "as much "
+    "memory either way, and the same sums",
     "kernels/cpu/activations.py, gate_and_rest: x > 0 -> x >= 0": "both halves are 1/2 at 0",
 }
 
@@ -105,7 +105,7 @@ IN_PLACE = {"add_": "sub_", "sub_": "add_", "mul_": "div_", "div_": "mul_"}
 ENDINGS = ("_backward", "_gradient", "_gradient_")  # of the names of functions that make gradients
 OTHERS = {
     *("backward", "linear_cross_entropy", "add_product", "scaled_product", "_add_product", "_fill", "_groups"),
-    *("cross_entropy_of_rows", "gate_and_rest", "normalize"),
+    *("cross_entropy_of_rows", "gate_and_rest", "normalize", "add_rows_of_tokens"),
     *("mask", "mask_", "empty_", "keys_up_to"),
 }
 CURVES = {"erf_", "exp_", "neg_", "sigmoid", "sigmoid_", "square"}
