@@ -377,6 +377,8 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
     if file == "embedding.h":
         of_tokens = tests.test_rows_are_added_to_those_of_their_tokens
         asked += [(of_tokens, ("compiled", precision)) for precision in tests.FORMATS]
+        beyond = tests.test_a_token_beyond_the_vocabulary_is_no_number
+        asked += [(beyond, case) for case in product((9, -1), tests.UNIT)]
     if file == "loss.h":
         cases = product((tests.test_cross_entropy_of_rows, tests.test_a_smoothed_target), tests.UNIT)
         asked += [(test, ("compiled", dtype)) for test, dtype in cases]

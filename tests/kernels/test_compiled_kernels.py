@@ -458,6 +458,21 @@ def test_rows_are_added_to_those_of_their_tokens(where: str, precision: str) -> 
     assert torch.equal(dweight[[0, 3, 5, 7, 8]], before[[0, 3, 5, 7, 8]])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("wrong", [9, -1])
+def test_a_token_beyond_the_vocabulary_is_no_number(wrong: int, dtype: torch.dtype) -> None:
+    """A kernel cannot raise, and must not read or write there. Networks check their tokens before."""
+    weight, token = torch.randn(9, 5).to(dtype), torch.tensor([8, wrong, 0])
+    y, dweight = torch.empty(3, 5, dtype=dtype), torch.ones_like(weight)
+    with compiled_functions(True):
+        embedding.rows_of_tokens(y, weight, token, 1.0)
+        embedding.add_rows_of_tokens(dweight, y, token, 1.0)
+    assert y[1].isnan().all()
+    assert torch.equal(y[[0, 2]], weight[[8, 0]])
+    assert torch.equal(dweight, torch.ones_like(weight))
+
+
 @pytest.mark.gradients
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])

@@ -7,22 +7,27 @@ namespace {
 
 constexpr int64_t COLUMNS = 64;  // that one thread sums at a time
 
-// y (N, D) = scale times the rows of weight (V, D), each of a token (N).
+// y (N, D) = scale times the rows of weight (V, D), each of a token (N). The row of a token that is none is NaN.
 template <class T, class P>
 void rows_of_tokens(P* y, const P* weight, const int64_t* token, const float* scale, int64_t N, int64_t D, int64_t V) {
   for_rows(N, D, [&](int64_t n) {
-    const P* row = weight + token[n] * D;
-    for_vectors(D, [&](int64_t d, int64_t count) { store(y + n * D + d, Vec(*scale) * load(row + d, count), count); });
+    const bool is_row = token[n] >= 0 && token[n] < V;
+    const P* row = weight + (is_row ? token[n] * D : 0);
+    const Vec factor(is_row ? *scale : NAN);
+    for_vectors(D, [&](int64_t d, int64_t count) { store(y + n * D + d, factor * load(row + d, count), count); });
   });
 }
 
 // dweight (V, D) += scale times the rows of dy (N, D), each to the row of its token (N). A token's rows are summed in
-// float, in their order, before they are rounded.
+// float, in their order, before they are rounded. If a token is none, nothing is added.
 template <class T, class P>
 void add_rows_of_tokens(P* dweight, const T* dy, const int64_t* token, const float* scale, int64_t V, int64_t D, int64_t N) {
   // places: those of all tokens, sorted by token; starts: the first one of each token in the batch, then N
   std::vector<int64_t> end(V), places(N), starts;
-  for (int64_t n = 0; n < N; ++n) end[token[n]] += 1;
+  for (int64_t n = 0; n < N; ++n) {
+    if (token[n] < 0 || token[n] >= V) return;
+    end[token[n]] += 1;
+  }
   int64_t total = 0;
   for (int64_t v = 0; v < V; ++v) {
     if (end[v] > 0) starts.push_back(total);
