@@ -79,7 +79,7 @@ def parser() -> Parser:
         "torch-eager": "the same network under autograd; also torch-compiled",
         "baseline-eager": "torch.nn, SDPA, fused AdamW; also baseline-compiled",
         "huggingface-eager": "transformers' network, SDPA, fused AdamW; also huggingface-compiled",
-        f"...{ONEDNN}": "each of these six with float32 products by oneDNN instead of MKL, as in the kernels\n"
+        f"...{ONEDNN}": "each of these six with float32 products by oneDNN instead of MKL\n"
         "                     where that is exact; left out if it changes nothing",
     }
     rows = "Rows\n" + _named(about_rows)

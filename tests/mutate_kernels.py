@@ -39,6 +39,7 @@ OPERATORS = {
     **{"+": "-", "-": "+", "*": "/", "/": "*", "%": "/", "^": "|"},
     **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "&&": "||", "||": "&&"},
 }
+USERS = ("attention.h", "products.h")  # of operands.h, which has no kernel of its own
 RULES = (  # what is looked for; what the mutant has in its place; the switch
     *((rf" {re.escape(old)} ", f" {new} ", f" {old} At<N>() {old} ") for old, new in OPERATORS.items()),
     (r"\b0\.f", "1.f", "Either<N>::value(0.f, 1.f)"),
@@ -60,6 +61,7 @@ RULES = (  # what is looked for; what the mutant has in its place; the switch
 )
 # Mutants that compute the same: file, line, changes, why. One that is noticed after all, or is no more, is an error.
 THREADS = "how many numbers are worth a thread changes no result"
+PARTS = "which thread computes what changes no result"
 EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("activations.h", "const Vec is_positive = x > Vec(0.f);", ("> -> >=",), "at 0 both gates are a half"),
     (
@@ -69,45 +71,53 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "with probability 0 all are kept, and their factor is 1",
     ),
     (
-        "attention.h",
-        "store_pairs(memory + r * K + 2 * k, load(one + k, count), other ? load(other + k, count) : Vec(0.f), count);",
-        ("0.f -> 1.f",),
-        "its factors are 0",
+        "operands.h",
+        "const Places<int16_t, 32> FIRST_PAIRS([](int k) { return k / 2 + k % 2 * 32; });",
+        ("+ -> -",),
+        "the instruction takes the index modulo 64",
     ),
-    ("attention.h", "for (int64_t r = 0; r < R; r += SIDE) {", ("< -> <=",), "a square without rows more"),
-    ("attention.h", "for (int64_t c = 0; c < C; c += SIDE) {", ("< -> <=",), "a square without columns more"),
     (
-        "attention.h",
+        "operands.h",
+        "const Places<int16_t, 32> LAST_PAIRS([](int k) { return 16 + k / 2 + k % 2 * 32; });",
+        ("+ -> - (2)",),
+        "the instruction takes the index modulo 64",
+    ),
+    ("operands.h", "for (; i + 32 <= n; i += 32) {", ("<= -> <",), "the last 32 are what is left"),
+    ("operands.h", "for (; i < n; i += WIDTH) {", ("< -> <=",), "a pass more, over no number"),
+    (
+        "operands.h",
+        "if (n < columns) std::fill(right, right + padded<T>(K) * columns, T(0.f));",
+        ("< -> <=", "0.f -> 1.f"),
+        "it is filled before it is written; what stays is multiplied by 0, or in a column that nobody reads",
+    ),
+    ("operands.h", "for (int64_t r = 0; r < R; r += SIDE) {", ("< -> <=",), "a square without rows more"),
+    ("operands.h", "for (int64_t c = 0; c < C; c += SIDE) {", ("< -> <=",), "a square without columns more"),
+    (
+        "operands.h",
         "} else if (stride % 2 == 0) {         // pairs lie side by side (K is even): each is one number of 32 bits",
         ("% -> /",),
         "the same numbers, one at a time",
     ),
     (
-        "attention.h",
-        "std::fill(right, right + padded<T>(K) * columns, T(0.f));",
-        ("0.f -> 1.f",),
-        "a column without a query reaches no result",
-    ),
-    (
-        "attention.h",
+        "operands.h",
         "for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));",
         ("0.f -> 1.f",),
         "its factors are 0; finite is all that it has to be",
     ),
     (
-        "attention.h",
+        "operands.h",
         "for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));",
         ("* -> /",),
         "what it fills too is written after it",
     ),
     ("attention.h", "for (int64_t first = 0; first < n; first += WIDTH) {", ("< -> <=",), "a pass more, over no row"),
     (
-        "attention.h",
+        "operands.h",
         "if (block.size() < bytes + 64) block.resize(bytes + 64);",
         ("< -> <=",),
         "to the size that it has",
     ),
-    ("attention.h", "size_t next_ = 0;", ("0 -> 1",), "set before it is read"),
+    ("operands.h", "size_t next_ = 0;", ("0 -> 1",), "set before it is read"),
     (
         "attention.h",
         "all_ = visible.query_segments ? 0 : visible.keys_up_to(query + 1, block.seen);",
@@ -244,6 +254,76 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "a row more, of no number",
     ),
     (
+        "products.h",
+        "const T pair[2] = {K % K_PER_STEP<T> != 0 ? *numbers[r] : T(0.f), T(0.f)};  // the last number has no partner",
+        ("0.f -> 1.f", "0.f -> 1.f (2)"),
+        "it is not used, or multiplied by 0",
+    ),
+    (
+        "products.h",
+        "constexpr int64_t tiles_in(int64_t M) { return (M + TILE_ROWS - 1) / TILE_ROWS; }",
+        ("- -> +",),
+        "a tile more, of no row",
+    ),
+    ("products.h", "for (int64_t first = 0; first < columns; first += W) {", ("< -> <=",), "a panel of no column"),
+    (
+        "products.h",
+        "for (int64_t first = 0; first < columns; first += TILE_COLUMNS) {",
+        ("< -> <=",),
+        "a panel of no column",
+    ),
+    (
+        "products.h",
+        "const bool in_parts = K > DEPTH<T>, copies_left = left.column != 1;",
+        ("> -> >=",),
+        "one part is all of K",
+    ),
+    (
+        "products.h",
+        "const int64_t most = padded<T>(std::min(K, DEPTH<T>)), "
+        "pass = in_parts ? std::min(PASS_ROWS, tiles_in(M) * TILE_ROWS) : M;",
+        ("std::min -> std::max", "std::min -> std::max (2)"),
+        "more memory",
+    ),
+    ("products.h", "for (int64_t top = 0; top < M; top += pass) {", ("< -> <=",), "a pass over no row"),
+    ("products.h", "for (int64_t n0 = 0; n0 < N; n0 += BLOCK_COLUMNS) {", ("< -> <=",), "a block of no column"),
+    ("products.h", "for (int64_t m0 = top; m0 < bottom; m0 += BLOCK_ROWS) {", ("< -> <=",), "a block of no row"),
+    (
+        "products.h",
+        "const int64_t tiles_down = tiles_in(M), tiles_across = (N + TILE_COLUMNS - 1) / TILE_COLUMNS;",
+        ("- -> +", "/ -> *"),
+        PARTS,
+    ),
+    (
+        "products.h",
+        "const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + M * N * K / PIECE);",
+        ("std::min -> std::max", "1 -> 2", "* -> /", "* -> / (2)", "/ -> *"),
+        PARTS,
+    ),
+    (
+        "products.h",
+        "int64_t down = 1, least = std::numeric_limits<int64_t>::max();  // parts of the rows: those that cost least",
+        ("1 -> 2",),
+        PARTS,
+    ),
+    ("products.h", "for (int64_t parts = 1; parts <= threads; ++parts) {", ("<= -> <",), PARTS),
+    (
+        "products.h",
+        "const int64_t rows = (tiles_down + parts - 1) / parts * TILE_ROWS, others = threads / parts;",
+        ("+ -> -", "- -> +", "1 -> 2", "* -> /", "/ -> *", "/ -> * (2)"),
+        PARTS,
+    ),
+    (
+        "products.h",
+        "const int64_t columns = (tiles_across + others - 1) / others * TILE_COLUMNS, "
+        "cost = rows * columns + COPY_COST * (rows + columns);",
+        ("+ -> -", "- -> +", "1 -> 2", "/ -> *", "* -> /", "* -> / (2)", "+ -> - (2)", "* -> / (3)", "+ -> - (3)"),
+        PARTS,
+    ),
+    ("products.h", "if (cost < least) least = cost, down = parts;", ("< -> <=",), PARTS),
+    ("products.h", "const int64_t across = threads / down;", ("/ -> *",), PARTS),
+    ("products.h", "at::parallel_for(0, down * across, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
+    (
         "vectors.h",
         "at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), "
         "[&](int64_t begin, int64_t end) {",
@@ -313,6 +393,8 @@ def mutants_of(file: str, first: int, is_wanted: Callable[[str], bool]) -> tuple
             code.lstrip().startswith(("constexpr", "static_assert")) and not is_function
         ):
             continue
+        if "prefetch" in code:  # it computes nothing
+            continue
         matches = [(match, *rule) for pattern, *rule in RULES for match in re.finditer(pattern, code)]
         switched, end = "", 0
         for match, new, switch in sorted(matches, key=lambda one: one[0].start()):
@@ -345,7 +427,8 @@ def compile_library(switched: dict[str, str], files: set[str], folder: Path, san
     for file, text in switched.items():
         (own / file).write_text(text, encoding="utf-8")
     table = (own / "library.cpp").read_text(encoding="utf-8")
-    for file in set(FILES[1:]) - (files if "vectors.h" not in files else set(FILES)):
+    needed = set(FILES) if "vectors.h" in files else files | set(USERS if "operands.h" in files else ())
+    for file in set(FILES[1:]) - needed:
         table = table.replace(f'#include "{file}"\n', "")
         for name in kernels_of(file):
             table = re.sub(rf"\n *IN_ALL_FORMATS\({name},.*", "", table)
@@ -363,6 +446,8 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
     """Those of that file's kernels, with their arguments."""
     import test_compiled_kernels as tests
 
+    if file == "operands.h":
+        return [one for user in USERS for one in tests_of(user)]
     of_functions = tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written
     asked: list[tuple[Callable[..., None], tuple]] = [
         (of_functions, case) for case in product(sorted(kernels_of(file) & tests.FUNCTIONS.keys()), tests.FORMATS)
@@ -393,6 +478,9 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
         rotary = tests.test_rotary_attention_reads_a_key_for_all_its_queries
         asked += [(rotary, (*case, dtype)) for case in tests.ROTARY_CASES for dtype in tests.UNIT]
         asked.append((tests.test_attention_drops_an_element_from_the_same_probability_on, ()))
+    if file == "products.h":
+        cases = product(tests.PRODUCTS, product((False, True), repeat=2), tests.FORMATS)
+        asked += [(tests.test_a_product, case) for case in cases]
     return asked
 
 
@@ -400,15 +488,16 @@ def compute_what_is_expected(files: Iterable[str]) -> None:
     """It does not depend on a mutant: every fork finds it."""
     import test_compiled_kernels as tests
 
-    tests.expected, tests.expected_attention = (
-        functools.cache(tests.expected),
-        functools.cache(tests.expected_attention),
-    )
+    for name in ("expected", "expected_attention", "expected_product"):
+        setattr(tests, name, functools.cache(getattr(tests, name)))
     for test, case in (one for file in files for one in tests_of(file)):
         if test is tests.test_attention:
             tests.expected_attention(*case)
         elif test is tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written:
             tests.expected(*case)
+        elif test is tests.test_a_product:
+            sizes, _, precision = case
+            tests.expected_product(sizes, tests.FORMATS[precision]["activation"])
 
 
 def run_all(library: Path, mutants: list[Mutant], workers: int) -> Iterator[tuple[Mutant, bool, float]]:
@@ -481,7 +570,11 @@ def main(arguments: list[str]) -> int:
         _preload_sanitizer()
     import torch
 
+    from manual_backprop.kernels.cpu.products import has_products
+
     torch.set_num_threads(1)  # a fork may not inherit running threads
+    if not has_products():  # nor are they compiled
+        mutants = [one for one in mutants if one.file != "products.h"]
     start, files = time.monotonic(), dict.fromkeys(one.file for one in mutants)
     with tempfile.TemporaryDirectory() as folder:
         library = compile_library(switched, set(files), Path(folder), not chosen.plain)

@@ -59,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def fast(uses_library: bool, device: torch.device) -> Iterator[None]:
-    """A context with the fastest matrix products, and with `uses_library` the compiled library."""
+    """A context with PyTorch's fastest matrix products, and with `uses_library` the compiled library."""
     with fastest_products() if device.type == "cpu" else nullcontext(), compiled_functions(uses_library):
         yield
 

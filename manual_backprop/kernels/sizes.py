@@ -16,8 +16,10 @@ class Sizes:
     fewest_rows: int  # of logits at a time in float32, twice as many in bfloat16: each piece reads and writes all of dW
     logits: int  # at a time, for a small vocabulary
     even_rows: int  # multiples of this fill a product's blocks
-    product: int  # at a time, for a product that is added in another dtype: it stays in the cache
-    many_rows: int  # beyond this, a product takes up to twice as long if the rows do not fill its blocks (50257 do not)
+    product: int  # at a time, for a product of PyTorch that is added in another dtype: it stays in the cache
+    many_rows: (
+        int  # beyond this, one of PyTorch takes up to twice as long if the rows do not fill its blocks (50257 do not)
+    )
     uncompiled_piece: int  # at a time, for a function that could be compiled but is not
     large_vocabulary: int  # from here on padding a row costs only a few percent
     small: int  # tensors up to this size are kept: recomputing them saves too little memory for its time

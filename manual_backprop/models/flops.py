@@ -41,7 +41,7 @@ def flops_per_token(config: CustomTransformerConfig, sequence_length: int) -> in
 
 def matrix_product_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.1) -> float:
     """The FLOP/s that this machine reaches on matrix products alone, in this dtype, with torch's current number of
-    threads and the library that the kernels use.
+    threads and the fastest library of PyTorch.
 
     It is the best of many products x @ weight.T of several sizes: a small one may end before another program takes the
     processor away, and a GPU needs large ones. Measured once per process.

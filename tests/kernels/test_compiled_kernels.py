@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manual_backprop import kernels, ops
 from manual_backprop.common.batch import Batch
+from manual_backprop.common.machine import cpu_fields
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels import replay
 from manual_backprop.kernels.cpu import (
@@ -595,6 +596,125 @@ def test_layer_norm_over_rows_is_that_of_the_reference() -> None:
     rowwise.add_normalization_gradient(dtotal, *sums, dy, branch, mean, rstd, weight, 1.0)
     torch.testing.assert_close(dtotal, want_gradient)
     torch.testing.assert_close(sums, want_sums)
+
+
+# Products
+
+PRODUCTS = [  # M, N, K: one row, less than a tile, tiles and a rest, more than a block, as many k as at a time, more k
+    (1, 30, 8),
+    (2, 1, 1),
+    (5, 20, 3),
+    (13, 130, 70),
+    (101, 40, 33),
+    (100, 450, 98),
+    (96, 64, 768),
+    (775, 20, 770),
+    (8, 400, 770),
+]
+
+
+def embedded(x: Tensor, by_columns: bool) -> Tensor:
+    """x in the middle of memory of NaN, row by row or column by column."""
+    if by_columns:
+        return embedded(x.T, by_columns=False).T
+    memory = torch.full((x.shape[0] + 2, x.shape[1] + 4), torch.nan, dtype=x.dtype)
+    memory[1:-1, 1:-3] = x
+    return memory[1:-1, 1:-3]
+
+
+def expected_product(sizes: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """left and right, and their product in float64."""
+    M, N, K = sizes
+    left, right = (torch.randn(shape).to(dtype) for shape in ((M, K), (K, N)))
+    return left, right, left.double() @ right.double()
+
+
+@pytest.mark.slow
+@pytest.mark.gradients
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("by_columns", list(product((False, True), repeat=2)))
+@pytest.mark.parametrize("sizes", PRODUCTS)
+def test_a_product(sizes: tuple[int, int, int], by_columns: tuple[bool, bool], precision: str) -> None:
+    """y = x W^T + b and W += dy^T x; the library's have the same bits for any number of threads. What is beside the
+    operands is neither read nor written."""
+    narrow, wider = FORMATS[precision].values()
+    left, right, want = expected_product(sizes, narrow)
+    operands = [embedded(x, way) for x, way in zip((left, right), by_columns, strict=True)]
+    bias, before = torch.randn(sizes[1]).to(wider), torch.randn(sizes[:2]).to(wider)
+    found: list[list[Tensor]] = []
+    for threads in (1, 2, 6):
+        torch.set_num_threads(threads)
+        outs = embedded(torch.full_like(before, torch.nan, dtype=narrow), False), embedded(before, False)
+        plain = torch.full_like(outs[0], torch.nan)
+        with compiled_functions(True):
+            products.product(outs[0], *operands, bias)
+            products.product(plain, *operands)
+            products.add_product(outs[1], *operands)
+        found.append([*outs, plain])
+        for x in outs:
+            whole = torch.as_strided(x, (x.shape[0] + 2, x.stride(0)), (x.stride(0), 1), 0)
+            assert whole.isfinite().sum() == x.isfinite().sum() == x.numel()
+    torch.set_num_threads(1)
+    assert not products.has_products() or all(
+        torch.equal(x, y) for one in found[1:] for x, y in zip(found[0], one, strict=True)
+    )
+    for got, exact in zip(found[0], (want + bias, want + before, want), strict=True):
+        assert error(got, exact) <= 2 * UNIT[narrow] + 8 * UNIT[torch.float32]
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+def test_a_product_that_no_kernel_serves_is_pytorch_s() -> None:
+    """Other dtypes, shapes and strides, and what PyTorch refuses."""
+    left, right, bias = torch.randn(6, 4), torch.randn(4, 5), torch.randn(10)
+    out, want = torch.empty(6, 5), left @ right
+    with compiled_functions(True):
+        for given in (bias[::2], bias[:1], bias[:1].expand(5)):
+            products.product(out, left, right, given)
+            torch.testing.assert_close(out, want + given)
+        products.product(out.T, right.T, left.T)
+        torch.testing.assert_close(out, want)
+        products.product(out[:0], left[:0], right)
+        products.add_product(out, left[:, :0], right[:0])
+        torch.testing.assert_close(out, want)
+        narrow = left.bfloat16(), right.bfloat16()
+        refused: list[tuple[Tensor, ...]] = [
+            (out.double(), left, right),
+            (out, *narrow),
+            (out, left, narrow[1]),
+            (out, left, right, bias[:3]),
+            (out[:1].expand(6, 5), left, right),
+            (out, left, right.clone().requires_grad_()),
+        ]
+        for tensors in refused:
+            with pytest.raises(RuntimeError):
+                products.product(*tensors)
+
+
+@pytest.mark.slow
+def test_the_library_has_products_where_they_are_faster() -> None:
+    """Where vectors multiply bfloat16 numbers and there are no matrix registers."""
+    flags = set(cpu_fields().get("flags", "").split())
+    vectors = torch.backends.cpu.get_cpu_capability() == "AVX512" and "avx512_bf16" in flags
+    assert products.has_products() == (vectors and "amx_bf16" not in flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multiply", [products.product, products.add_product])
+def test_a_product_of_sizes_that_do_not_fit_is_an_error(multiply: Callable[..., None]) -> None:
+    with compiled_functions(True), pytest.raises(RuntimeError):
+        multiply(torch.zeros(4, 6), torch.randn(4, 5), torch.randn(4, 6))
+
+
+@pytest.mark.slow
+def test_the_library_has_every_kernel() -> None:
+    with compiled_functions(True):
+        for name, precision in product(FUNCTIONS, FORMATS):
+            assert compiled.kernel(f"{name}_{precision}", len(FUNCTIONS[name].arguments), 1), name
+        assert compiled.kernel("attention_forward_bf16", 9, 27, 1)
+        assert compiled.kernel("attention_backward_bf16", 12, 36, 1)
+        assert compiled.kernel("of_another_name_bf16", 9, 27, 1) is None
+    assert not compiled._failed
 
 
 # Attention

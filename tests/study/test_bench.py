@@ -27,7 +27,7 @@ from manual_backprop.common.errors import CheckFailedError, InputError
 from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import products
-from manual_backprop.kernels.cpu.products import onednn_is_exact
+from manual_backprop.kernels.cpu.products import has_products, onednn_is_exact
 from manual_backprop.models.flops import flops_per_token
 from manual_backprop.study.benchmark import cases, growth, markdown, measurement, page, rows
 from manual_backprop.study.benchmark.breakdown import Allocation, Profile, kind_of
@@ -323,6 +323,14 @@ def test_a_peer_s_products_are_made_by_the_library_that_its_row_says(name: str) 
     assert library != "oneDNN"
 
 
+@pytest.mark.slow
+def test_the_row_of_the_kernels_says_whose_products_it_has() -> None:
+    with MeasuringProcess(products_of_steps, "custom-fused", case_of(precision="fp32")) as process:
+        count, library = process.answer()
+    assert (library == rows.OWN) == has_products()
+    assert not (count and has_products())
+
+
 def test_where_onednn_rounds_a_row_by_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor with AMX, where the kernels use PyTorch's default library too."""
     said: list[object] = []
@@ -503,6 +511,8 @@ def test_growth_is_beside_that_of_the_best_peer() -> None:
     ("name", "place", "kind"),
     [
         ("aten::addmm", "", "products"),
+        ("library::product", "pair: feed_forward_forward", "products"),
+        ("library::add_product", "pair: linear_backward", "products"),
         ("aten::mm", "pair: linear_cross_entropy", "products"),
         ("aten::addmm_", "pair: feed_forward_backward", "products"),
         ("aten::bmm", "pair: attention_backward", "attention"),

@@ -76,7 +76,7 @@ def library_is_wanted() -> bool:
 
 def kernel(name: str, pointers: int, sizes: int, numbers: int = 0) -> Callable[..., None] | None:
     """The library's function of that name; its arguments are addresses, then integers, then doubles. A missing library
-    is compiled. None if there is no library or it is not to be used."""
+    is compiled. None if there is no library, it is not to be used, or it has no such function for this processor."""
     if not library_is_wanted():
         return None
     try:
@@ -89,10 +89,10 @@ def kernel(name: str, pointers: int, sizes: int, numbers: int = 0) -> Callable[.
 
 
 @functools.cache
-def _function(library: ctypes.CDLL, name: str, pointers: int, sizes: int, numbers: int) -> Callable[..., None]:
+def _function(library: ctypes.CDLL, name: str, pointers: int, sizes: int, numbers: int) -> Callable[..., None] | None:
     address = library.kernel(name.encode())
     if address is None:
-        raise AttributeError(f"the library has no {name}")
+        return None
     kinds = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * sizes + [ctypes.c_double] * numbers
     return ctypes.CFUNCTYPE(None, *kinds)(address)
 

@@ -5,7 +5,6 @@ All other tensors of that width are computed for some rows at a time.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...ops import feed_forward
@@ -13,7 +12,7 @@ from ...ops.numerics import Record, no_record, rows
 from ..arena import in_place_of, kept, recomputed, saved, scratch
 from ..pieces import RecordedPieces, pieces_of
 from .activations import ACTIVATIONS
-from .products import add_product, add_sum_of_rows
+from .products import add_product, add_sum_of_rows, product
 
 FeedForwardCache = tuple[Any, ...]  # x, hidden weight, hidden, its bias, output weight, activation; or the reference's
 
@@ -36,14 +35,14 @@ def feed_forward_forward(
     hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
     x_rows = rows(x)  # (N, D)
     hidden = kept((x_rows.shape[0], hidden_weight.shape[0]), x)  # (N, F)
-    y, bias = kept(tuple(x_rows.shape), x), output_bias.to(x.dtype)
+    y = kept(tuple(x_rows.shape), x)
     recorded = RecordedPieces(record, x.shape[:-1])
     for part in pieces_of(hidden):
-        torch.mm(x_rows[part], hidden_weight.T, out=hidden[part])
+        product(hidden[part], x_rows[part], hidden_weight.T)
         with scratch(tuple(hidden[part].shape), x) as activated:
             activate(activated, hidden[part], hidden_bias)
             recorded.put("activated", activated)
-            torch.addmm(bias, activated, output_weight.T, out=y[part])
+            product(y[part], activated, output_weight.T, output_bias)
     if record.wants("hidden"):
         recorded.put("hidden", hidden + hidden_bias)
     recorded.finish()
@@ -78,7 +77,7 @@ def feed_forward_backward(
         shape = tuple(hidden[part].shape)
         with scratch(shape, dy) as dhidden, scratch(shape, dy) as activated:
             # y = activated W_output^T + b_output
-            torch.mm(dy_rows[part], output_back, out=dhidden)  # dactivated, at first
+            product(dhidden, dy_rows[part], output_back)  # dactivated, at first
             recorded.put("dactivated", dhidden)
             # activated = activation(hidden + b_hidden)
             activate_gradient(activated, dhidden, dhidden_bias, hidden[part], hidden_bias)
@@ -86,6 +85,6 @@ def feed_forward_backward(
             add_product(doutput_weight, dy_rows[part].T, activated)
             # hidden = x W_hidden^T
             add_product(dhidden_weight, dhidden.T, x_rows[part])
-            torch.mm(dhidden, hidden_back, out=dx_rows[part])
+            product(dx_rows[part], dhidden, hidden_back)
     recorded.finish()
     return dx

@@ -9,7 +9,7 @@ from ..arena import Recomputable, in_place_of, kept, recomputed, saved, scratch
 from ..pieces import RecordedPieces, pieces_of
 from .activations import gate_and_rest
 from .compiled import compiled
-from .products import add_product
+from .products import add_product, product
 
 GatedFeedForwardCache = tuple[Recomputable, Tensor, Tensor, Tensor]
 
@@ -45,11 +45,11 @@ def gated_feed_forward_forward(
     y = kept(tuple(x_rows.shape), x)
     recorded = RecordedPieces(record, x.shape[:-1])
     for part in pieces_of(gated):
-        torch.mm(x_rows[part], gated_weight.T, out=gated[part])
+        product(gated[part], x_rows[part], gated_weight.T)
         with scratch((part.stop - part.start, gated.shape[1] // 2), x) as activated:
             swiglu(activated, gated[part])
             recorded.put("activated", activated)
-            torch.mm(activated, output_weight.T, out=y[part])
+            product(y[part], activated, output_weight.T)
     recorded.put("gated", gated)
     recorded.finish()
     return y.view(x.shape), (saved(x), gated_weight, gated, output_weight)
@@ -77,7 +77,7 @@ def gated_feed_forward_backward(
         shape = wide_shape[0], wide_shape[1] // 2
         with scratch(wide_shape, dy) as dgated, scratch(shape, dy) as dactivated, scratch(shape, dy) as activated:
             # y = activated W_output^T
-            torch.mm(dy_rows[part], output_back, out=dactivated)
+            product(dactivated, dy_rows[part], output_back)
             recorded.put("dactivated", dactivated)
             # activated = swiglu(gated)
             swiglu_gradient(activated, dgated, dactivated, gated[part])
@@ -85,6 +85,6 @@ def gated_feed_forward_backward(
             add_product(doutput_weight, dy_rows[part].T, activated)
             # gated = x W_gated^T
             add_product(dgated_weight, dgated.T, x_rows[part])
-            torch.mm(dgated, gated_back, out=dx_rows[part])
+            product(dx_rows[part], dgated, gated_back)
     recorded.finish()
     return dx

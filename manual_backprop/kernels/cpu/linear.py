@@ -7,12 +7,11 @@ output that is small compared with its weight is kept.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ...ops.numerics import rows
 from ..arena import Recomputable, in_place_of, is_small, kept, ping_pong, recomputable, recomputed, saved
-from .products import add_product, add_sum_of_rows
+from .products import add_product, add_sum_of_rows, product
 
 LinearCache = tuple[Recomputable, Tensor]
 
@@ -20,7 +19,6 @@ LinearCache = tuple[Recomputable, Tensor]
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
     """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight that the product read, rounded once per step."""
     weight = weight.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
     saved_x = saved(x)
     outputs, inputs = weight.shape
     if outputs <= inputs or is_small(x.numel() // inputs * outputs, x, weight.numel()):
@@ -53,7 +51,7 @@ def linear_backward(
         add_product(rows(dx), dy_rows, back)
         return dx
     dx = in_place_of(x)
-    torch.mm(dy_rows, back, out=rows(dx))
+    product(rows(dx), dy_rows, back)
     return dx
 
 
@@ -61,8 +59,5 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Callable[..
     """y = x W^T + b."""
     x_rows = rows(x)
     y = memory((x_rows.shape[0], weight.shape[0]), x)
-    if bias is None:
-        torch.mm(x_rows, weight.T, out=y)
-    else:
-        torch.addmm(bias, x_rows, weight.T, out=y)
+    product(y, x_rows, weight.T, bias)
     return y.view(*x.shape[:-1], weight.shape[0])

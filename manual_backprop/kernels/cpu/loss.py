@@ -21,7 +21,7 @@ from ...optim.parameters import PADDING
 from ..arena import in_place_of, scratch
 from ..pieces import RecordedPieces, pieces
 from ..sizes import Sizes, sizes_of
-from .products import add_product
+from .products import add_product, product
 from .rowwise import cross_entropy_of_rows, scale_rows
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
@@ -64,7 +64,7 @@ def linear_cross_entropy(
         n_rows = part.stop - part.start
         with scratch((n_rows, width), x) as padded, scratch((n_rows, x_rows.shape[1]), x) as scaled:
             logits = padded[:, :vocab_size]
-            torch.mm(x_rows[part], weight.T, out=logits)
+            product(logits, x_rows[part], weight.T)
             recorded.put("logits", logits)
             if width != vocab_size:
                 padded[:, vocab_size:].fill_(-math.inf)
@@ -75,7 +75,7 @@ def linear_cross_entropy(
             # logits = x W^T
             scale_rows(scaled, x_rows[part], scale[part])
             add_product(dweight, logits.T, scaled)
-            torch.mm(logits, back, out=dx[part])
+            product(dx[part], logits, back)
             scale_rows(dx[part], dx[part], scale[part])
     recorded.finish()
     return losses.sum(), dx.view(x.shape)

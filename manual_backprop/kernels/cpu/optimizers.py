@@ -52,7 +52,7 @@ def adamw_step(
     of the products, or the parameter itself.
     """
     counts = torch.as_tensor(finite, device=parameter.device) > 0
-    # 1 - beta^updates, without the digits that 1 - share would lose
+    # 1 - beta^updates, without the digits that beta = 1 - share would lose in float32
     shares = torch.tensor([share1, share2], dtype=torch.float64, device=parameter.device)
     corrections = -torch.expm1(updates * torch.log1p(-shares))
     p, g = wide(parameter), clip * wide(gradient)

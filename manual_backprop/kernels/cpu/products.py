@@ -1,16 +1,20 @@
 """Matrix products by the fastest library of full precision, written or added into existing memory.
 
-PyTorch has two libraries for a float32 product on a CPU, MKL and oneDNN, and calls MKL. On processors that are not from
-Intel, oneDNN is twice as fast. PyTorch calls oneDNN if reduced precision is allowed. oneDNN then reduces the precision
-only on processors with AMX; whether it does is measured once, with numbers that bfloat16 would round.
+The compiled library has products of its own (cpp/products.h) for processors where they are faster than PyTorch's.
+PyTorch's dispatcher, and so its modes and counters of FLOPs, do not see them.
 
-A bfloat16 product for a float32 gradient (bf16_mixed) is computed for some rows at a time and added while it is in the
-cache: PyTorch would first make a float32 copy of it.
+Elsewhere PyTorch multiplies. It has two libraries for a float32 product on a CPU, MKL and oneDNN, and calls MKL. On
+processors that are not from Intel, oneDNN is twice as fast. PyTorch calls oneDNN if reduced precision is allowed.
+oneDNN then reduces the precision only on processors with AMX; whether it does is measured once, with numbers that
+bfloat16 would round.
+
+Its bfloat16 product for a float32 gradient (bf16_mixed) is computed for some rows at a time and added while it is in
+the cache: PyTorch would first make a float32 copy of it.
 """
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -20,8 +24,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ...ops.numerics import wide
 from ..arena import scratch
+from ..replay import call_library
 from ..sizes import Sizes, sizes_of
-from .compiled import compiled
+from .compiled import FORMATS, compiled, compiled_functions, kernel
+
+REAL = (Tensor, torch.nn.Parameter)  # not tensors without memory, of a step that is only estimated
 
 _mkldnn: Any = torch.backends.mkldnn
 
@@ -32,7 +39,7 @@ _before: str = "none"  # the setting before the first of them
 
 @contextmanager
 def fastest_products() -> Iterator[None]:
-    """A context in which float32 products on the CPU run in oneDNN, if it computes them in float32."""
+    """A context in which PyTorch's float32 products on the CPU run in oneDNN, if it computes them in float32."""
     if not onednn_is_exact():
         yield
         return
@@ -70,17 +77,65 @@ def onednn_is_exact() -> bool:
         return bool((got - want).norm() <= 1e-5 * want.norm())  # bfloat16 is off by 2e-3
 
 
+def product(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+    """out = left right + bias. left (M, K), right (K, N), bias (N) -> out (M, N), in the dtype of left and right.
+
+    `out` may contain anything before, and shares no memory with them.
+    """
+    if _in_library("product", out, left, right, bias):
+        return
+    if bias is None:
+        torch.mm(left, right, out=out)
+    else:
+        torch.addmm(bias.to(out.dtype), left, right, out=out)
+
+
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left right, in one pass if the dtypes are equal. left (O, N), right (N, I) -> total (O, I)."""
+    if _in_library("add_product", total, left, right):
+        return
     sizes = sizes_of(total)
     if total.dtype == left.dtype:
         for rows in _in_blocks(len(total), sizes):
             total[rows].addmm_(left[rows], right)
         return
     for rows in _in_pieces(total, sizes):  # total has a wider dtype
-        with scratch((rows.stop - rows.start, right.shape[1]), left) as product:
-            torch.mm(left[rows], right, out=product)  # rounded once,
-            add_rounded(total[rows], product)  # added in the dtype of total
+        with scratch((rows.stop - rows.start, right.shape[1]), left) as rounded:
+            torch.mm(left[rows], right, out=rounded)  # once,
+            add_rounded(total[rows], rounded)  # then added in the dtype of total
+
+
+def _in_library(name: str, out: Tensor, left: Tensor, right: Tensor, *bias: Tensor | None) -> bool:
+    """Calls the library's kernel of that name, if it has one for this processor and such tensors. For others PyTorch
+    finds the way, or the error."""
+    operands, given = (out, left, right), [x for x in bias if x is not None]
+    if any(type(x) not in REAL or not x.is_cpu or x.requires_grad for x in (*operands, *given)):
+        return False
+    (M, K), N = left.shape, right.shape[1]
+    if (out.shape, right.shape) != ((M, N), (K, N)) or not M * N * K or any(x.shape != (N,) for x in given):
+        return False
+    strides = *left.stride(), *right.stride()
+    if out.stride(1) != 1 or out.stride(0) < N or 1 not in strides[:2] or 1 not in strides[2:]:
+        return False
+    if M == 1 or (left.dtype == torch.bfloat16 and strides[2] == 1 and (strides[3] % 2 or K % 2)):
+        return False  # to copy `right` would cost more than it saves: for one row, or number by number
+    parameter = given[0] if given else out
+    dtypes = FORMATS.get((left.dtype, parameter.dtype))
+    if right.dtype != left.dtype or (bias and out.dtype != left.dtype) or any(x.stride(0) != 1 for x in given):
+        return False
+    multiply = kernel(f"{name}_{dtypes}", 3 + len(bias), 8) if dtypes else None
+    if multiply is None:
+        return False
+    seen = torch.autograd._profiler_enabled()
+    with torch.profiler.record_function(f"library::{name}") if seen else nullcontext():
+        call_library(multiply, [*operands, *bias], [out.stride(0), *strides, M, N, K])
+    return True
+
+
+def has_products() -> bool:
+    """Whether the compiled library has products of its own for this processor; it is loaded or compiled for this."""
+    with compiled_functions(True):
+        return kernel("product_fp32", 4, 8) is not None
 
 
 @compiled("R C: parameter", "R C")

@@ -254,22 +254,31 @@ OPTIMIZATIONS = {
     ),
     "added-products": Optimization(
         "kernels/cpu/products.py",
-        "dW += dy^T x is one call, `addmm` with beta = 1: no tensor of the weight's size, and no two passes to write "
-        "and add it. In bf16_mixed the gradient is wider than the product, which is computed for some rows at a time "
-        "and added while it is in the cache.",
+        "dW += dy^T x is one call: no tensor of the weight's size, and no two passes to write and add it. PyTorch's is "
+        "`addmm` with beta = 1; in bf16_mixed, where the gradient is wider than the product, it is computed for some "
+        "rows at a time and added while it is in the cache.",
         without=_shared(add_product=_product_then_sum),
+    ),
+    "own-products": Optimization(
+        "kernels/cpu/cpp/products.h",
+        "Products of linear layers are the library's own on processors that multiply bfloat16 numbers in vectors and "
+        "have no matrix registers. There PyTorch's lose time in small products, in those with a bias, and in dW.",
+        without=rebound("kernels.cpu.products", _in_library=lambda *tensors: False),
+        applies=lambda case: case.config.device == "cpu",
     ),
     "onednn": Optimization(
         "kernels/cpu/products.py",
         "float32 products on a CPU use oneDNN instead of MKL, which leaves half of the speed unused on processors that "
-        "are not from Intel. This applies only if oneDNN computes in full float32 precision, which is measured once.",
+        "are not from Intel. This applies only if oneDNN computes in full float32 precision, which is measured once. "
+        "It matters where the library has no products of its own.",
         without=rebound("kernels", fastest_products=nullcontext),
         applies=lambda case: case.config.precision == "fp32" and case.config.device == "cpu",
     ),
     "compiled": Optimization(
         "kernels/cpu/compiled.py",
         "Formulas that are neither a product nor one pass of PyTorch become one loop over their tensors in C++, "
-        "compiled once per machine. Uncompiled, every operation reads and writes memory.",
+        "compiled once per machine, and so do products where that is faster. Uncompiled, every operation reads and "
+        "writes memory.",
         without=rebound("kernels", compiled_functions=lambda wanted: nullcontext()),
     ),
     "fused-adamw": Optimization(

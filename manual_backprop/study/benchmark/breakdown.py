@@ -21,7 +21,7 @@ from .rows import MAX_GRAD_NORM, WARM_UP, build, prepare, random_batch, switches
 STEPS = 3
 LARGEST = 8  # allocations shown
 PAIR, UPDATE = "pair: ", "update"
-PRODUCTS = r"::(addmm_?|mm|matmul|linear|_grouped_mm)\b|mkldnn|gemm"
+PRODUCTS = r"::(addmm_?|mm|matmul|linear|_grouped_mm|product|add_product)\b|mkldnn|gemm"
 KINDS = {  # of a pair, an operator or a compiled kernel, by a part of its name; the first match counts
     "optimizer": rf"^{UPDATE}$|adam",
     "loss": r"log_softmax|nll_loss|cross_entropy",

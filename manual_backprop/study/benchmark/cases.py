@@ -14,7 +14,7 @@ BY_HAND: dict[str, dict[str, str]] = {  # row: settings of its config
     "custom-recompute": {"kernels": "fused", "recompute": "block"},
 }
 GRAPHS = "-graphs"  # after a compiled peer's name, on a GPU: its passes are CUDA graphs (mode="reduce-overhead")
-ONEDNN = "-onednn"  # after a peer's name: its float32 products use the library of the kernels
+ONEDNN = "-onednn"  # after a peer's name: its float32 products use the faster one of PyTorch's libraries
 _PEERS = {
     f"{network}-{how}": network for network in ("torch", "baseline", "huggingface") for how in ("eager", "compiled")
 }

@@ -1,18 +1,20 @@
 """The matrix products of a training step and nothing else: a lower bound for the time of a step.
 
 Outputs are written into existing tensors, since allocating them each time would cost page faults. A weight gradient is
-dy^T x or the transpose of x^T dy, whichever is faster here. The products use the kernels' library, which for float32
-may differ from PyTorch's default.
+dy^T x or the transpose of x^T dy, whichever is faster here. The products use the kernels' library, which may
+differ from PyTorch's default.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from ...config.schema import CustomTransformerConfig
-from ...kernels.cpu.products import fastest_products
+from ...kernels import compiles, fast
+from ...kernels.cpu.products import product
 from ..paired_timing import seconds_of, wait_for
 
 Product = Callable[[], object]  # computes one matrix product
@@ -44,15 +46,15 @@ class ProductsOfAStep:
         self._linear(1, N, d_model, config.vocab_size)
 
     def step(self) -> None:
-        for count, product in self.products:
+        for count, compute in self.products:
             for _ in range(count):
-                product()
+                compute()
 
     def seconds(self, steps: int) -> float:
         """The time of the products of one step [s], the mean over `steps` of them."""
         wait_for(self.device)
         begin = time.perf_counter()
-        with fastest_products():
+        with self._as_in_a_step():
             for _ in range(steps):
                 self.step()
         wait_for(self.device)
@@ -63,9 +65,9 @@ class ProductsOfAStep:
         x, weight, dy = self._matrices(N, inputs), self._matrices(outputs, inputs), self._matrices(N, outputs)
         y, dx, dweight = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(weight)
         dweight_transposed = torch.empty_like(weight.mT, memory_format=torch.contiguous_format)
-        self.products.append((count, lambda: torch.mm(x, weight.mT, out=y)))
-        self.products.append((count, lambda: torch.mm(dy, weight, out=dx)))
-        ways = lambda: torch.mm(dy.mT, x, out=dweight), lambda: torch.mm(x.mT, dy, out=dweight_transposed)
+        self.products.append((count, lambda: product(y, x, weight.mT)))
+        self.products.append((count, lambda: product(dx, dy, weight)))
+        ways = lambda: product(dweight, dy.mT, x), lambda: product(dweight_transposed, x.mT, dy)
         self.products.append((count, min(ways, key=self._seconds)))
 
     def _attention(self, count: int, heads: int, T: int, d_head: int) -> None:
@@ -77,11 +79,14 @@ class ProductsOfAStep:
         self.products.append((2 * count, lambda: torch.bmm(probabilities, key, out=context)))
         self.products.append((2 * count, lambda: torch.bmm(probabilities.mT, query, out=context)))
 
+    def _as_in_a_step(self) -> AbstractContextManager[None]:
+        return fast(compiles("auto", self.device), self.device)
+
     def _matrices(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 
     def _seconds(self, product: Product) -> float:
         """The fastest of three calls [s], after one to warm up."""
-        with fastest_products():
+        with self._as_in_a_step():
             _, *times = (seconds_of(product, self.device) for _ in range(4))
         return min(times)

@@ -1,9 +1,9 @@
 """One measuring process: it builds the network of its row, warms up, and runs steps on request.
 
 Every row has the same weights, random tokens, optimizer, settings, threads and settings of the C library's allocator.
-No row asks PyTorch for less precision, or to flush denormal numbers. If the kernels use another library for float32
-products than PyTorch, every peer has a row that uses it too. A step is forward, loss, backward, clipping and the
-update.
+No row asks PyTorch for less precision, or to flush denormal numbers. If PyTorch has a faster library for float32
+products than the one that it calls, every peer has a row that uses it. A step is forward, loss, backward, clipping and
+the update.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
 ADAMW: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.99)}
 EPSILON = 1e-8
+OWN = "the kernels' own"  # products (kernels/cpu/cpp/products.h)
 PROBES = 4  # random directions onto which each gradient is projected
 
 
@@ -259,9 +260,8 @@ class Steps:
     """A row's trainer and batch, and the timing of its steps."""
 
     def __init__(self, name: str, case: Case):
-        self.compiled = is_compiled(name)
+        self.name, self.case, self.compiled = name, case, is_compiled(name)
         self.trainer = build(name, case)
-        self.products = library_of_products(name, case)
         self.device = self.trainer.device
         self.batch = random_batch(case, self.device)
 
@@ -287,6 +287,16 @@ class Steps:
         trim_freed_memory()  # of the compiler, of the sketch
         self.seconds(WARM_UP)
         return Ready(loss, sketch, first_seconds, self.seconds(1), cache, self.products)
+
+    @property
+    def products(self) -> str:
+        """The library of its matrix products. Ask after a step, which may compile it."""
+        from ...kernels.cpu.products import has_products
+
+        of_kernels = getattr(getattr(self.trainer, "network", None), "uses_library", False)
+        if of_kernels and self.device.type == "cpu" and self.case.config.precision != "fp64" and has_products():
+            return OWN
+        return library_of_products(self.name, self.case)
 
     def seconds(self, count: int) -> float:
         """The mean seconds of one step."""

@@ -9,10 +9,7 @@
 
 #include <ATen/native/CPUBlas.h>
 
-#include <memory>
-#include <vector>
-
-#include "vectors.h"
+#include "operands.h"
 
 namespace {
 
@@ -105,71 +102,10 @@ struct Rotation {
   }
 };
 
-// Products. The right operand of a bfloat16 product has pairs of rows interleaved, (R / 2, C, 2).
-
-constexpr int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
-
-template <class T>
-constexpr int64_t padded(int64_t rows) {
-  return std::is_same_v<T, float> ? rows : even(rows);
-}
-
 // out (M, N) = left (M, R) right (R, N), or +=.
 template <class T>
-inline void product(float* out, const T* left, const T* right, int64_t M, int64_t N, int64_t R, int64_t ld_left, int64_t ld_right, bool adds) {
+inline void small_product(float* out, const T* left, const T* right, int64_t M, int64_t N, int64_t R, int64_t ld_left, int64_t ld_right, bool adds) {
   at::native::cpublas::brgemm(M, N, R, ld_left, ld_right, N, adds, left, right, out, !std::is_same_v<T, float>);
-}
-
-// y (C, R) = x (R, C) transposed; rows have a stride of ld numbers.
-template <class T>
-inline void transpose(T* y, int64_t ld_y, const T* x, int64_t ld_x, int64_t R, int64_t C) {
-  constexpr int64_t SIDE = 32;          // of a square that PyTorch transposes in registers
-  for (int64_t r = 0; r < R; r += SIDE) {
-    for (int64_t c = 0; c < C; c += SIDE) {
-      at::vec::transpose_mxn<T>(
-          x + r * ld_x + c, ld_x, y + c * ld_y + r, ld_y, int(std::min(SIDE, R - r)), int(std::min(SIDE, C - c)));
-    }
-  }
-}
-
-// x (n, K), with row stride `stride`, as the right operand of a product that sums over its rows.
-template <class T>
-inline const T* right_operand(const T* x, int64_t n, int64_t K, int64_t stride, T* memory, int64_t& ld) {
-  if constexpr (std::is_same_v<T, float>) {
-    ld = stride;
-    return x;
-  } else {
-    ld = K;
-    for (int64_t r = 0; r < n; r += 2) {
-      const T *one = x + r * stride, *other = r + 1 < n ? one + stride : nullptr;
-      for_vectors(K, [&](int64_t k, int64_t count) {
-        store_pairs(memory + r * K + 2 * k, load(one + k, count), other ? load(other + k, count) : Vec(0.f), count);
-      });
-    }
-    return memory;
-  }
-}
-
-// x (n, K) transposed, (K, columns), as a right operand; columns from n on are 0.
-template <class T>
-inline void transposed_right(T* right, const T* x, int64_t n, int64_t K, int64_t stride, int64_t columns) {
-  std::fill(right, right + padded<T>(K) * columns, T(0.f));
-  if constexpr (std::is_same_v<T, float>) {
-    transpose(right, columns, x, stride, n, K);
-  } else if (stride % 2 == 0) {         // pairs lie side by side (K is even): each is one number of 32 bits
-    transpose(reinterpret_cast<float*>(right), columns, reinterpret_cast<const float*>(x), stride / 2, n, K / 2);
-  } else {
-    for (int64_t c = 0; c < n; ++c) {
-      for (int64_t k = 0; k < K; ++k) right[(k / 2 * columns + c) * 2 + k % 2] = x[c * stride + k];
-    }
-  }
-}
-
-// x (n, K) transposed, (K, ld), as a left operand; columns from n on are 0.
-template <class T>
-inline void transposed_left(T* left, const T* x, int64_t n, int64_t K, int64_t stride, int64_t ld) {
-  for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));
-  transpose(left, ld, x, stride, n, K);
 }
 
 // y (n, K) = the first n columns of x (K, columns), transposed, each times its factor.
@@ -186,30 +122,6 @@ inline void write_transposed(T* y, int64_t stride, const float* x, int64_t n, in
       }
     });
   }
-}
-
-// Reusable memory of a thread.
-class Scratch {
- public:
-  template <class T>
-  T* take(int64_t count) {
-    const size_t bytes = (size_t(count) * sizeof(T) + 63) & ~size_t(63);
-    if (next_ == blocks_.size()) blocks_.emplace_back();
-    auto& block = blocks_[next_++];
-    if (block.size() < bytes + 64) block.resize(bytes + 64);
-    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(block.data()) + 63) / 64 * 64);
-  }
-  void restart() { next_ = 0; }
-
- private:
-  std::vector<std::vector<char>> blocks_;
-  size_t next_ = 0;
-};
-
-inline Scratch& scratch_of_thread() {
-  static thread_local Scratch scratch;
-  scratch.restart();
-  return scratch;
 }
 
 // Queries `first` to `last` of a head.
@@ -298,7 +210,7 @@ void attention_forward_of(
         int64_t query_stride = query.position;
         const T* queries = rotation.turned(query.at(b, h) + first * query_stride, query_stride, first, n, K, turned_queries);
         transposed_right(query_t, queries, n, K, query_stride, columns);
-        product(scores, keys_of_head, query_t, seen, columns, K, key_stride, columns, false);
+        small_product(scores, keys_of_head, query_t, seen, columns, K, key_stride, columns, false);
         if (dropout.drops()) {
           for (int64_t c = 0; c < columns; ++c) {
             const uint64_t bits = dropout.row_key(b, h, first + c);
@@ -336,7 +248,7 @@ void attention_forward_of(
           where(sees, most + sum.log(), Vec(INFINITE)).store(block_sums + c, std::min(WIDTH, n - c));
         }
         // context = dropout(probabilities) value
-        product(context_t, value_t, probabilities, K, columns, padded<T>(seen), S2, columns, false);
+        small_product(context_t, value_t, probabilities, K, columns, padded<T>(seen), S2, columns, false);
         write_transposed(out, context.position, context_t, n, K, columns, factors);
       }
     }
@@ -390,8 +302,8 @@ void attention_backward_of(
           // recompute scores = query key^T scale; ddropped = dcontext value^T
           transposed_right(query_t, query_rows, n, K, query_stride, columns);
           transposed_right(dcontext_t, dcontext_rows, n, K, dcontext.position, columns);
-          product(scores, keys_of_head, query_t, seen, columns, K, key_stride, columns, false);
-          product(dscores, values_of_head, dcontext_t, seen, columns, K, value.position, columns, false);
+          small_product(scores, keys_of_head, query_t, seen, columns, K, key_stride, columns, false);
+          small_product(dscores, values_of_head, dcontext_t, seen, columns, K, value.position, columns, false);
           if (dropout.drops()) {
             for (int64_t c = 0; c < columns; ++c) {
               const uint64_t bits = dropout.row_key(b, h, first + c);
@@ -442,11 +354,11 @@ void attention_backward_of(
           // context = dropped value: dvalue += dropped^T dcontext
           int64_t ld;
           const T* right = right_operand(dcontext_rows, n, K, dcontext.position, dcontext_right, ld);
-          product(dvalue_sum, dropped, right, seen, K, padded<T>(n), columns, ld, true);
+          small_product(dvalue_sum, dropped, right, seen, K, padded<T>(n), columns, ld, true);
           // scores = query key^T: dkey += dscores^T query, dquery = dscores key
           right = right_operand(query_rows, n, K, query_stride, query_right, ld);
-          product(dkey_sum, dscores_left, right, seen, K, padded<T>(n), columns, ld, true);
-          product(dquery_t, key_t, dscores_right, K, columns, padded<T>(seen), S2, columns, false);
+          small_product(dkey_sum, dscores_left, right, seen, K, padded<T>(n), columns, ld, true);
+          small_product(dquery_t, key_t, dscores_right, K, columns, padded<T>(seen), S2, columns, false);
           if (rotation.cosine) {
             write_transposed(dturned, K, dquery_t, n, K, columns, nullptr);
             rotation.turn(dquery_rows, dquery.position, dturned, K, first, n, K, -1);

@@ -11,6 +11,7 @@
 #include "loss.h"
 #include "normalization.h"
 #include "optimizers.h"
+#include "products.h"
 
 namespace {
 
@@ -89,6 +90,10 @@ const Kernel kernels[] = {
     IN_ALL_FORMATS(sgd_step, sgd_step, ),
     IN_ALL_FORMATS(attention_forward, attention_forward, ),
     IN_ALL_FORMATS(attention_backward, attention_backward, ),
+#ifdef HAS_PRODUCTS
+    IN_ALL_FORMATS(product, product, ),
+    IN_ALL_FORMATS(add_product, add_product, ),
+#endif
 };
 
 }  // namespace

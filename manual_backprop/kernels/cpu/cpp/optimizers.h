@@ -24,7 +24,7 @@ void gradient_norm(float* norm, const P* gradient, int64_t n) {
   *norm = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.));
 }
 
-// 1 - beta^updates for share = 1 - beta, without the digits that 1 - share would lose.
+// 1 - beta^updates for share = 1 - beta, without the digits that beta would lose in float.
 inline float bias_correction(const float* share, const float* updates) {
   return -std::expm1(*updates * std::log1p(-double(*share)));
 }

@@ -1,0 +1,235 @@
+// Matrix products of linear layers, for processors that multiply bfloat16 numbers in vectors and have no matrix
+// registers: y = x W^T + b, dx = dy W and dW += dy^T x, as in products.py. On other processors the library has none of
+// these kernels, and PyTorch's products are used.
+//
+// A tile of 6 rows and 64 columns of the result stays in 24 registers while its sums run over K. One step reads 4 vectors
+// of the right operand and 6 numbers of the left one: 24 multiplications of vectors for 10 loads, so it is the arithmetic
+// that takes the time. In bfloat16 a step is two k: the instruction adds the products of pairs.
+//
+// What the tiles read is copied to lie side by side in the cache, DEPTH k at a time: the right operand always, once for many
+// rows of the result; the left one only if it is stored by columns.
+#pragma once
+
+// Compilers that do not know matrix registers cannot tell.
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__) && !defined(__AMX_BF16__) && (defined(__clang__) || __GNUC__ >= 11)
+#define HAS_PRODUCTS
+
+#include "operands.h"
+
+namespace {
+
+constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 64;
+constexpr int64_t BLOCK_ROWS = 96, BLOCK_COLUMNS = 384;  // of the operands that are copied at a time
+constexpr int64_t PASS_ROWS = 8 * BLOCK_ROWS;            // of the result whose unfinished sums are kept, if K is done in parts
+constexpr int64_t PIECE = 1 << 18;                       // fewest multiplications for one thread
+constexpr int64_t COPY_COST = 8;                         // copying a number takes as long as so many multiplications
+
+template <class T>
+constexpr int64_t K_PER_STEP = std::is_same_v<T, float> ? 1 : 2;  // k of a step
+template <class T>
+constexpr int64_t DEPTH = 1536 / sizeof(T);              // most k at a time
+
+// A matrix with the strides of its rows and columns [numbers], one of which is 1.
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t row, column;
+
+  const T* at(int64_t r, int64_t c) const { return data + r * row + c * column; }
+};
+
+constexpr int64_t whole_vectors(int64_t n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
+
+// Asks memory for a row of `columns` numbers that will be read, or written.
+template <int is_written, class T>
+inline void prefetch(T* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += 64 / sizeof(T)) __builtin_prefetch(row + c, is_written);
+}
+
+// sum + left right, in each lane. In bfloat16 two products are added, those of a pair of left and a pair of right.
+inline Vec multiply_add(const Vec& sum, const float* left, const Vec& right) { return at::vec::fmadd(Vec(*left), right, sum); }
+
+inline Vec multiply_add(const Vec& sum, const BFloat16* left, const Vec& right) {
+  int32_t pair;
+  std::memcpy(&pair, left, sizeof(pair));
+  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)__m512(right));
+}
+
+// A tile: sums (TILE_ROWS, V vectors), whose rows are ld numbers apart, = left right, or += if `adds`. left: its row 0 at k 0;
+// the k of one step are adjacent, rows and steps have strides. right: a panel (steps, V vectors). Only `rows` rows of left are
+// read; the other rows of sums must exist, and get numbers that mean nothing.
+template <int V, class T>
+void tile(
+    float* sums, int64_t ld, bool adds, int64_t rows, const T* left, int64_t row_stride, int64_t step_stride, const T* right,
+    int64_t K) {
+  constexpr int R = TILE_ROWS;
+  const T* numbers[R];
+  Vec kept[R][V];                       // of zeros
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+    numbers[r] = left + std::min<int64_t>(r, rows - 1) * row_stride;
+    prefetch<1>(sums + r * ld, V * WIDTH);
+  }
+  const float* vectors = reinterpret_cast<const float*>(right);
+  for (int64_t k = 0; k + K_PER_STEP<T> <= K; k += K_PER_STEP<T>, vectors += V * WIDTH) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) kept[r][v] = multiply_add(kept[r][v], numbers[r], Vec::loadu(vectors + v * WIDTH));
+      numbers[r] += step_stride;
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+    const T pair[2] = {K % K_PER_STEP<T> != 0 ? *numbers[r] : T(0.f), T(0.f)};  // the last number has no partner
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      if (K % K_PER_STEP<T> != 0) kept[r][v] = multiply_add(kept[r][v], pair, Vec::loadu(vectors + v * WIDTH));
+      float* place = sums + r * ld + v * WIDTH;
+      (adds ? kept[r][v] + Vec::loadu(place) : kept[r][v]).store(place);
+    }
+  }
+}
+
+// x (K, columns) as panels of W columns: for each step, W columns, and of each its K_PER_STEP numbers. The last panel is
+// narrower, in whole vectors. A k that is missing is 0; columns that are missing mean nothing.
+template <int64_t W, class T>
+inline void copy_panels(T* panels, const T* x, int64_t stride, int64_t K, int64_t columns) {
+  constexpr int64_t AHEAD = 8;          // rows: by then they have come into the cache
+  for (int64_t k = 0; k < K; k += K_PER_STEP<T>) {
+    const T *one = x + k * stride, *other = k + 1 < K ? one + stride : nullptr;
+    for (int64_t r = k + AHEAD; r < std::min(k + AHEAD + K_PER_STEP<T>, K); ++r) prefetch<0>(x + r * stride, columns);
+    for (int64_t first = 0; first < columns; first += W) {
+      const int64_t count = std::min(W, columns - first);
+      T* to = panels + first * padded<T>(K) + k * whole_vectors(count);
+      if constexpr (std::is_same_v<T, float>) {
+        for_vectors(count, [&](int64_t c, int64_t some) { load(one + first + c, some).store(to + c); });
+      } else {
+        join_pairs(to, one + first, other ? other + first : nullptr, count);
+      }
+    }
+  }
+}
+
+// right (K, N) from row k on: `depth` rows and `columns` columns, as panels of the columns of a tile.
+template <class T>
+inline void copy_right(T* panels, const Matrix<T>& right, int64_t k, int64_t n, int64_t depth, int64_t columns) {
+  if (right.column == 1) return copy_panels<TILE_COLUMNS>(panels, right.at(k, n), right.row, depth, columns);
+  for (int64_t first = 0; first < columns; first += TILE_COLUMNS) {
+    const int64_t count = std::min(TILE_COLUMNS, columns - first);
+    transposed_right(panels + first * padded<T>(depth), right.at(k, n + first), count, depth, right.column, whole_vectors(count));
+  }
+}
+
+// The tiles of M rows.
+constexpr int64_t tiles_in(int64_t M) { return (M + TILE_ROWS - 1) / TILE_ROWS; }
+
+// Calls `tile` for as many vectors as the columns need.
+template <class T>
+inline void tile_of(
+    int64_t columns, float* sums, int64_t ld, bool adds, int64_t rows, const T* left, int64_t row_stride, int64_t step_stride,
+    const T* right, int64_t K) {
+  switch (whole_vectors(columns) / WIDTH) {
+    case 1: return tile<1>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
+    case 2: return tile<2>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
+    case 3: return tile<3>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
+    default: return tile<4>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
+  }
+}
+
+// out (M, N) = left (M, K) right (K, N), by one thread. When the sums of a tile are complete, it calls finish(place, n, sums,
+// columns) for each of its rows, which writes them from `place` on; n is the column of out.
+template <class O, class T, class F>
+void multiply_alone(
+    O* out, int64_t ld, const Matrix<T>& left, const Matrix<T>& right, int64_t M, int64_t N, int64_t K, const F& finish) {
+  const bool in_parts = K > DEPTH<T>, copies_left = left.column != 1;
+  const int64_t most = padded<T>(std::min(K, DEPTH<T>)), pass = in_parts ? std::min(PASS_ROWS, tiles_in(M) * TILE_ROWS) : M;
+  Scratch& memory = scratch_of_thread();
+  T *right_panels = memory.take<T>(BLOCK_COLUMNS * most), *left_panel = memory.take<T>(copies_left ? BLOCK_ROWS * most : 0);
+  float* sums_of_pass = memory.take<float>((in_parts ? pass : TILE_ROWS) * BLOCK_COLUMNS);
+  for (int64_t top = 0; top < M; top += pass) {
+    const int64_t bottom = std::min(M, top + pass);
+    for (int64_t n0 = 0; n0 < N; n0 += BLOCK_COLUMNS) {
+      const int64_t columns = std::min(BLOCK_COLUMNS, N - n0);
+      for (int64_t k0 = 0; k0 < K; k0 += DEPTH<T>) {
+        const int64_t depth = std::min(DEPTH<T>, K - k0);
+        copy_right(right_panels, right, k0, n0, depth, columns);
+        for (int64_t m0 = top; m0 < bottom; m0 += BLOCK_ROWS) {
+          const int64_t rows = std::min(BLOCK_ROWS, bottom - m0);
+          if (copies_left) copy_panels<BLOCK_ROWS>(left_panel, left.at(m0, k0), left.column, depth, rows);
+          const T* first = copies_left ? left_panel : left.at(m0, k0);
+          const int64_t row_stride = copies_left ? K_PER_STEP<T> : left.row;
+          const int64_t step_stride = copies_left ? whole_vectors(rows) * K_PER_STEP<T> : K_PER_STEP<T>;
+          const int64_t k_there = copies_left ? padded<T>(depth) : depth;
+          for (int64_t n = 0; n < columns; n += TILE_COLUMNS) {
+            for (int64_t m = 0; m < rows; m += TILE_ROWS) {
+              const int64_t tile_rows = std::min(TILE_ROWS, rows - m), tile_columns = std::min(TILE_COLUMNS, columns - n);
+              O* place = out + (m0 + m) * ld + n0 + n;
+              float* sums = sums_of_pass + (in_parts ? (m0 - top + m) * BLOCK_COLUMNS : 0) + n;
+              for (int64_t r = 0; r < tile_rows && k0 + depth == K; ++r) prefetch<1>(place + r * ld, tile_columns);
+              const T* panel = right_panels + n * padded<T>(depth);
+              tile_of(
+                  tile_columns, sums, BLOCK_COLUMNS, k0 > 0, tile_rows, first + m * row_stride, row_stride, step_stride, panel, k_there);
+              if (k0 + depth < K) continue;
+              for (int64_t r = 0; r < tile_rows; ++r) finish(place + r * ld, n0 + n, sums + r * BLOCK_COLUMNS, tile_columns);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// `multiply_alone` by all threads, each for a part of the rows and columns of out. The bits do not depend on the number of threads.
+template <class O, class T, class F>
+void multiply(O* out, int64_t ld, const Matrix<T>& left, const Matrix<T>& right, int64_t M, int64_t N, int64_t K, const F& finish) {
+  const int64_t tiles_down = tiles_in(M), tiles_across = (N + TILE_COLUMNS - 1) / TILE_COLUMNS;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + M * N * K / PIECE);
+  int64_t down = 1, least = std::numeric_limits<int64_t>::max();  // parts of the rows: those that cost least
+  for (int64_t parts = 1; parts <= threads; ++parts) {
+    const int64_t rows = (tiles_down + parts - 1) / parts * TILE_ROWS, others = threads / parts;
+    const int64_t columns = (tiles_across + others - 1) / others * TILE_COLUMNS, cost = rows * columns + COPY_COST * (rows + columns);
+    if (cost < least) least = cost, down = parts;
+  }
+  const int64_t across = threads / down;
+  at::parallel_for(0, down * across, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t i = part % down, j = part / down;
+      const int64_t m = tiles_down * i / down * TILE_ROWS, rows = std::min(M, tiles_down * (i + 1) / down * TILE_ROWS) - m;
+      const int64_t n = tiles_across * j / across * TILE_COLUMNS;
+      const int64_t columns = std::min(N, tiles_across * (j + 1) / across * TILE_COLUMNS) - n;
+      multiply_alone(
+          out + m * ld + n, ld, Matrix<T>{left.at(m, 0), left.row, left.column}, Matrix<T>{right.at(0, n), right.row, right.column},
+          rows, columns, K, [&](O* place, int64_t c, const float* sums, int64_t count) { finish(place, n + c, sums, count); });
+    }
+  });
+}
+
+// out (M, N) = left (M, K) right (K, N) + bias (N), which may be null: a linear layer, or its dx.
+template <class T, class P>
+void product(
+    T* out, const T* left, const T* right, const P* bias, int64_t out_row, int64_t left_row, int64_t left_column, int64_t right_row,
+    int64_t right_column, int64_t M, int64_t N, int64_t K) {
+  const auto finish = [&](T* place, int64_t n, const float* sums, int64_t columns) {
+    for_vectors(columns, [&](int64_t c, int64_t count) {
+      const Vec sum = load(sums + c, count);
+      store(place + c, bias ? sum + load(bias + n + c, count) : sum, count);
+    });
+  };
+  multiply(out, out_row, Matrix<T>{left, left_row, left_column}, Matrix<T>{right, right_row, right_column}, M, N, K, finish);
+}
+
+// total (M, N) += left (M, K) right (K, N): dW += dy^T x. The sum is rounded once.
+template <class T, class P>
+void add_product(
+    P* total, const T* left, const T* right, int64_t total_row, int64_t left_row, int64_t left_column, int64_t right_row,
+    int64_t right_column, int64_t M, int64_t N, int64_t K) {
+  const auto finish = [&](P* place, int64_t, const float* sums, int64_t columns) {
+    for_vectors(columns, [&](int64_t c, int64_t count) { add(place + c, load(sums + c, count), count); });
+  };
+  multiply(total, total_row, Matrix<T>{left, left_row, left_column}, Matrix<T>{right, right_row, right_column}, M, N, K, finish);
+}
+
+}  // namespace
+
+#endif
