@@ -17,9 +17,7 @@ class Sizes:
     logits: int  # at a time, for a small vocabulary
     even_rows: int  # multiples of this fill a product's blocks
     product: int  # at a time, for a product of PyTorch that is added in another dtype: it stays in the cache
-    many_rows: (
-        int  # beyond this, one of PyTorch takes up to twice as long if the rows do not fill its blocks (50257 do not)
-    )
+    many_rows: int  # beyond this, PyTorch's take up to twice as long if the rows do not fill its blocks (50257 do not)
     uncompiled_piece: int  # at a time, for a function that could be compiled but is not
     large_vocabulary: int  # from here on padding a row costs only a few percent
     small: int  # tensors up to this size are kept: recomputing them saves too little memory for its time

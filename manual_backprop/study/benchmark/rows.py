@@ -279,8 +279,7 @@ class Steps:
         first_seconds = perf_counter() - begin
         if self.compiled and getattr(network, "compiled", None) is False:  # the baseline continued uncompiled
             return LeftOut("torch.compile does not work here")
-        of_kernels = getattr(network, "uses_library", False) and self.device.type == "cpu"
-        cache = kernels_cache() if of_kernels else compiler_cache()
+        cache = kernels_cache() if self.calls_library else compiler_cache()
         sketch = sketch_of(self.trainer.gradients())
         self.seconds(1)
         gc.collect()
@@ -289,12 +288,16 @@ class Steps:
         return Ready(loss, sketch, first_seconds, self.seconds(1), cache, self.products)
 
     @property
+    def calls_library(self) -> bool:
+        """Whether its steps call the compiled library of the kernels."""
+        return getattr(getattr(self.trainer, "network", None), "uses_library", False) and self.device.type == "cpu"
+
+    @property
     def products(self) -> str:
         """The library of its matrix products. Ask after a step, which may compile it."""
         from ...kernels.cpu.products import has_products
 
-        of_kernels = getattr(getattr(self.trainer, "network", None), "uses_library", False)
-        if of_kernels and self.device.type == "cpu" and self.case.config.precision != "fp64" and has_products():
+        if self.calls_library and self.case.config.precision != "fp64" and has_products():
             return OWN
         return library_of_products(self.name, self.case)
 

@@ -130,7 +130,7 @@ struct Block {
 
   Block(const Visible& visible, int64_t b, int64_t first, int64_t last, int64_t keys)
       : b(b), first(first), last(last), seen(visible.keys_up_to(last, keys)),
-        columns((last - first + WIDTH - 1) / WIDTH * WIDTH) {}
+        columns(whole_vectors(last - first)) {}
 
   int64_t n() const { return last - first; }
 };

@@ -7,6 +7,8 @@
 
 namespace {
 
+constexpr int64_t whole_vectors(int64_t n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
+
 // The right operand (R, C) of a bfloat16 product has pairs of rows interleaved, (R / 2, C, 2): R is rounded up to pairs.
 
 constexpr int64_t even(int64_t n) { return (n + 1) / 2 * 2; }

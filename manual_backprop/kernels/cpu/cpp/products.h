@@ -38,8 +38,6 @@ struct Matrix {
   const T* at(int64_t r, int64_t c) const { return data + r * row + c * column; }
 };
 
-constexpr int64_t whole_vectors(int64_t n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
-
 // Asks memory for a row of `columns` numbers that will be read, or written.
 template <int is_written, class T>
 inline void prefetch(T* row, int64_t columns) {
