@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import re
 import resource
@@ -82,6 +83,18 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("+ -> - (2)",),
         "the instruction takes the index modulo 64",
     ),
+    (
+        "operands.h",
+        "const Places<int16_t, 32> HALVES_IN_TURNS([](int k) { return k / 2 + k % 2 * 16; });",
+        ("+ -> -",),
+        "the instruction takes the index modulo 32",
+    ),
+    (
+        "operands.h",
+        "if (count == WIDTH) {",
+        ("== -> !=",),
+        "the same pairs; what is written beyond them is memory of the thread, and written again or not read",
+    ),
     ("operands.h", "for (; i + 32 <= n; i += 32) {", ("<= -> <",), "the last 32 are what is left"),
     ("operands.h", "for (; i < n; i += WIDTH) {", ("< -> <=",), "a pass more, over no number"),
     (
@@ -132,7 +145,7 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ),
     (
         "attention.h",
-        "is_seen[lane] = lanes_[lane] >= from && same ? 1.f : 0.f;",
+        "for (int64_t lane = 0; lane < WIDTH; ++lane) is_same[lane] = segments_[lane] == segment ? 1.f : 0.f;",
         ("1.f -> 2.f",),
         "it is compared with 0",
     ),
@@ -284,6 +297,12 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "pass = in_parts ? std::min(PASS_ROWS, tiles_in(M) * TILE_ROWS) : M;",
         ("std::min -> std::max", "std::min -> std::max (2)"),
         "more memory",
+    ),
+    (
+        "products.h",
+        "if (k0 + depth == K && tile_columns == TILE_COLUMNS) {",
+        ("+ -> -",),
+        "the same sums, by way of the cache",
     ),
     ("products.h", "for (int64_t top = 0; top < M; top += pass) {", ("< -> <=",), "a pass over no row"),
     ("products.h", "for (int64_t n0 = 0; n0 < N; n0 += BLOCK_COLUMNS) {", ("< -> <=",), "a block of no column"),
@@ -459,6 +478,8 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
         asked += [
             (tests.test_a_step_that_is_not_finite_changes_nothing, (name,)) for name in ("adamw_step", "sgd_step")
         ]
+        cases = product((0.5, 4.0, math.inf), (3.0, math.nan), (1.0, math.inf))
+        asked += [(tests.test_a_step_is_checked_and_counted, case) for case in cases]
     if file == "embedding.h":
         of_tokens = tests.test_rows_are_added_to_those_of_their_tokens
         asked += [(of_tokens, ("compiled", precision)) for precision in tests.FORMATS]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
@@ -101,15 +102,16 @@ class StepRecorder(ABC):
 class Replay(StepRecorder):
     """Records and replays the steps of one network on a CPU. `arena` provides their memory.
 
-    A step reads its inputs, and reads and writes memory of the arena and tensors that keep their address.
+    A step reads its inputs, and reads and writes memory of the arena and tensors that keep their address. `around`: the
+    context that PyTorch's operators need in a replay; `work` enters its own.
     """
 
-    def __init__(self, arena: Arena):
+    def __init__(self, arena: Arena, around: Callable[[], AbstractContextManager[None]] = nullcontext):
         super().__init__(arena.recorded_steps, WARM_UP)
-        self.arena = arena
+        self.arena, self.around = arena, around
 
     def _record(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], key: Hashable) -> Tensor:
-        generation, step = self.arena.generation, RecordedStep(inputs)
+        generation, step = self.arena.generation, RecordedStep(inputs, self.around)
         self._refused.add(key)  # in case it fails
         result = step.record(work)
         if step.complete:
@@ -124,13 +126,16 @@ class Replay(StepRecorder):
 class RecordedStep(TorchDispatchMode):
     """The calls of one step."""
 
-    def __init__(self, inputs: Sequence[Tensor | None]):
+    def __init__(self, inputs: Sequence[Tensor | None], around: Callable[[], AbstractContextManager[None]]):
         super().__init__()
+        self.around = around
         self.inputs = [None if x is None else x.clone() for x in inputs]  # the calls read the inputs here
         self.calls: list[Call] = []
         self.complete = True
         self.result: Tensor | None = None
         self._constants: list[Tensor] = []
+        self._library_calls = 0
+        self._alive: list[Tensor] = []  # tensors of which a call has only the addresses
         self._changed: set[int] = set()  # storages that calls write into
         self._bytes = 0  # of tensors outside the arena
 
@@ -143,6 +148,8 @@ class RecordedStep(TorchDispatchMode):
         finally:
             _recording.reset(token)
         self._drop_constant_calls()
+        if len(self.calls) == self._library_calls:
+            self.around = nullcontext
         return self.result.clone()
 
     def _drop_constant_calls(self) -> None:
@@ -164,8 +171,9 @@ class RecordedStep(TorchDispatchMode):
         for mine, given in zip(self.inputs, inputs, strict=True):
             if mine is not None and given is not None:
                 mine.copy_(given)
-        for function, args, kwargs in self.calls:
-            function(*args, **kwargs)
+        with self.around():
+            for function, args, kwargs in self.calls:
+                function(*args, **kwargs)
         assert self.result is not None
         return self.result.clone()
 
@@ -210,22 +218,21 @@ class RecordedStep(TorchDispatchMode):
         """Stops recording and frees the tensors: a step that cannot be recorded completely is not replayed."""
         self.complete = False
         self.calls.clear()
+        self._alive.clear()
 
 
-def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor | None], numbers: Sequence[int | float]) -> None:
-    """kernel(addresses of the tensors, 0 for None ..., numbers ...). The dispatcher does not see this call."""
+def call_library(kernel: Any, tensors: Sequence[Tensor | None], numbers: Sequence[int | float]) -> None:
+    """kernel(addresses of the tensors, 0 for None ..., numbers ...), a function of ctypes. The dispatcher does not see
+    this call."""
     arguments = [*[0 if x is None else x.data_ptr() for x in tensors], *numbers]
     kernel(*arguments)
     if (step := _recording.get()) is not None and step.complete:
-        step._changed |= _storages(_tensors(tensors))
-        step.calls.append((_call_at_addresses, (kernel, arguments, tensors), {}))
-
-
-def _call_at_addresses(
-    kernel: Callable[..., None], arguments: Sequence[int | float], tensors: Sequence[Tensor | None]
-) -> None:
-    """kernel(*arguments). `tensors` only keeps their memory alive."""
-    kernel(*arguments)
+        given = _tensors(tensors)
+        step._changed |= _storages(given)
+        step._alive += given
+        step._library_calls += 1
+        # as ctypes passes them, which costs it less in every replay
+        step.calls.append((kernel, [kind(x) for kind, x in zip(kernel.argtypes, arguments, strict=True)], {}))
 
 
 def _recompute_into(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:

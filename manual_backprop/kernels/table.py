@@ -40,6 +40,7 @@ FUSED = "manual_backprop.kernels"
 GPU = f"{FUSED}.cuda"
 TEXTBOOK = (Row("manual_backprop.ops"), Row("manual_backprop.optim.optimizers"))
 ON_CPU = ("cpu", "meta")  # where the CPU's kernels serve
+NAMES = (*pairs, "linear_cross_entropy")  # of the functions that a network calls
 ROWS: dict[str, tuple[Row, ...]] = {  # kernels=...: the rows, from the first choice to the last
     "reference": TEXTBOOK,
     "fused": (
@@ -79,8 +80,8 @@ class Table:
         return self._find(name) is not None
 
     def functions(self) -> list[Any]:
-        """All functions that a network may call at present."""
-        return [function for name in (*pairs, "linear_cross_entropy") if (function := self._find(name)) is not None]
+        """All functions that a network may call at present, row by row; None where a row has no such function."""
+        return [function for module in self.modules for function in map(vars(module).get, NAMES)]
 
     def calculation(self, arena: Arena | None, uses_library: bool) -> AbstractContextManager[None]:
         """The context that these functions need. `arena`: the memory of a training step."""

@@ -507,6 +507,11 @@ class FlatNetwork(Network):
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:
     """Raises InputError unless all ids are in [0, vocab_size); with `ignored`, -100 is allowed too."""
+    if not ids.numel():
+        return
+    least, most = ids.aminmax()
+    if int(least) >= 0 and int(most) < vocab_size:
+        return
     wrong = (ids < 0) | (ids >= vocab_size)
     if ignored:
         wrong &= ids != IGNORED

@@ -21,7 +21,7 @@ from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
 from ..ops.loss import OBJECTIVES, objective_gradient, objective_loss
-from ..ops.numerics import float32_products, no_record
+from ..ops.numerics import float32_products, no_record, one_number, wide
 from ..optim.parameters import Flat, RoundedMatrices
 from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
@@ -53,7 +53,8 @@ class HandWrittenNetwork(FlatNetwork):
                 views.update({name: view for name, view in rounded.items() if self._is_read_rounded(name, view)})
         self.block_gradients = {block: self._block_views(self.flat_gradients, block) for block in blocks}
         self.arena = kernels.Arena()
-        self.replay = kernels.Replay(self.arena)
+        self.replay = kernels.Replay(self.arena, kernels.fastest_products)
+        self.like_loss = wide(self.flat_gradients.buffer[:0])  # no numbers, in the dtype of the loss
         self.uses_library = self.ops.compiles(config.compile)
         # the residual norm of this architecture
         norm = f"residual_{config.traits.norm}_norm"
@@ -130,11 +131,14 @@ class HandWrittenNetwork(FlatNetwork):
 
         def work(*tensors: Any) -> Tensor:
             *inputs, denominator = tensors
-            return self._step(*inputs, denominator=denominator, dropout=dropout)
+            with self._in_kernels(self.arena):
+                return self._step(*inputs, denominator=denominator, dropout=dropout)
 
-        with self._calculation(training=True), self._scaled_gradients() as self.dloss:
+        self._refresh()
+        with self._scaled_gradients() as self.dloss:
             if isinstance(batch, Batch) and self._is_replayable(batch.tokens.numel()):
-                return self.replay(work, (*inputs, batch.targets, self.on_device(denominator)), self.signature())
+                count = one_number(denominator, self.like_loss)
+                return self.replay(work, (*inputs, batch.targets, count), self.signature())
             return work(*inputs, batch.targets, denominator)
 
     @torch.no_grad()
@@ -171,12 +175,21 @@ class HandWrittenNetwork(FlatNetwork):
     # Kernels and replayed steps
 
     @contextmanager
-    def _calculation(self, training: bool = False) -> Iterator[None]:
-        """The context that the kernels need. It also refreshes the rounded matrices from the current parameters."""
+    def _calculation(self) -> Iterator[None]:
+        """The context of a calculation with the current parameters."""
+        self._refresh()
+        with self._in_kernels():
+            yield
+
+    def _refresh(self) -> None:
+        """Rounds the matrices that products read, if the parameters have changed."""
         if self.rounded is not None:
             self.rounded.refresh()
-        own = self.ops.calculation(self.arena if training else None, self.uses_library)
-        with float32_products(self.config.precision), own:
+
+    @contextmanager
+    def _in_kernels(self, arena: kernels.Arena | None = None) -> Iterator[None]:
+        """The context that the kernels need. `arena`: the memory of a training step."""
+        with float32_products(self.config.precision), self.ops.calculation(arena, self.uses_library):
             yield
 
     @property

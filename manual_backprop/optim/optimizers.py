@@ -106,13 +106,19 @@ class FlatOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         norm = self._gradient_norm()
+        self._update_all(*self._check(norm, loss, learning_rate, max_grad_norm))
+        return norm
+
+    def _check(
+        self, norm: Tensor, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts the step. Returns the factor that clips the gradient, the learning rate, 0 if the step is not finite,
+        and whether it is."""
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self._count(finite, loss)
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
         # in the dtype of the norm: torch.where of two Python numbers would be float32
-        rate = torch.where(finite, one_number(learning_rate, norm), 0)
-        self._update_all(clip, rate, finite)
-        return norm
+        return clip, torch.where(finite, one_number(learning_rate, norm), 0), finite
 
     def _gradient_norm(self) -> Tensor:
         # In pieces, because a piece may be converted to the wide dtype, always into the same buffer: a whole copy would

@@ -207,8 +207,12 @@ def test_a_compiled_step_is_as_near_to_float64_as_pytorch_s(make, settings, dtyp
         assert errors[0] <= 2 * errors[1] + 1e-7, name
 
 
-def test_what_is_counted() -> None:
-    setup = Setup(AdamW)
+@pytest.mark.parametrize(
+    ("make", "uses_library"),
+    [(AdamW, False), (FusedAdamW, False), pytest.param(FusedAdamW, True, marks=pytest.mark.slow)],
+)
+def test_what_is_counted(make, uses_library, one_thread) -> None:
+    setup = Setup(make, torch.float32, uses_library)
     optimizer = setup.optimizer
     for loss in (1.0, math.nan, math.nan, 2.0, math.inf, 3.0, 4.0):
         optimizer.step(torch.tensor(loss), 0.1)

@@ -304,7 +304,10 @@ def _kernel(
     address = kernel(f"attention_{which}_{formats}", pointers, strides + 15, 1)
     if address is None:
         return None
-    rest = [*(None if x is None else x.long().contiguous() for x in visible[1:]), rotation]
+    _, lengths, *segments = visible
+    if any(x is None for x in segments):  # one alone hides nothing
+        segments = [None, None]
+    rest = [*(None if x is None else x.long().contiguous() for x in (lengths, *segments)), rotation]
     angles = 0 if rotation is None else rotation.shape[1]
     probability, number, sizes, first = (0.0, 0, (1, 1), ()) if dropout is None else dropout
     number = signed(number, 64) if isinstance(number, int) else int(number)

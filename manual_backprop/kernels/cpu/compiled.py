@@ -180,8 +180,8 @@ class CompiledFunction:
         for x, argument in zip(tensors, self.arguments, strict=False):
             if found.setdefault(argument.kind, x.dtype) != x.dtype:
                 return None
-        parameter = found.get("parameter", found.get("activation"))
-        return FORMATS.get((found.get("activation", parameter), parameter))  # type: ignore[arg-type]
+        parameter = found.get("parameter", found.get("activation", torch.float32))
+        return FORMATS.get((found.get("activation", parameter), parameter))
 
     def _sizes(self, tensors: tuple[Tensor, ...]) -> dict[str, int] | None:
         """The size of each letter; None unless the tensors have these dimensions, are contiguous and on the CPU."""

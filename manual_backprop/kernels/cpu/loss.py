@@ -22,7 +22,7 @@ from ..arena import in_place_of, scratch
 from ..pieces import RecordedPieces, pieces
 from ..sizes import Sizes, sizes_of
 from .products import add_product, product
-from .rowwise import cross_entropy_of_rows, scale_rows
+from .rowwise import cross_entropy_of_rows, scale_rows, sum_of_numbers
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
 
@@ -78,7 +78,9 @@ def linear_cross_entropy(
             product(dx[part], logits, back)
             scale_rows(dx[part], dx[part], scale[part])
     recorded.finish()
-    return losses.sum(), dx.view(x.shape)
+    loss = losses.new_empty(())
+    sum_of_numbers(loss, losses)
+    return loss, dx.view(x.shape)
 
 
 def _rows_at_once(x: Tensor, vocab_size: int, sizes: Sizes) -> int:

@@ -7,6 +7,7 @@ float32 copies.
 """
 
 import functools
+import math
 from abc import abstractmethod
 
 import torch
@@ -15,8 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ...ops.numerics import wide
 from ...optim import optimizers as reference
-from .. import fast
-from .compiled import CompiledFunction, compiled
+from .compiled import CompiledFunction, compiled, compiled_functions
 
 Number = float | Tensor
 
@@ -25,6 +25,32 @@ Number = float | Tensor
 def gradient_norm(norm: Tensor, gradient: Tensor) -> None:
     """norm, one number, = the root of the sum of the squares of gradient (P)."""
     norm.copy_(torch.linalg.vector_norm(wide(gradient)))
+
+
+@compiled(*[": float32"] * 5, *[": int64"] * 4, "float", "float")
+def check_step(
+    clip: Tensor,
+    rate: Tensor,
+    finite: Tensor,
+    norm: Tensor,
+    loss: Tensor,
+    updates: Tensor,
+    nonfinite_steps: Tensor,
+    nonfinite_in_a_row: Tensor,
+    nonfinite_longest: Tensor,
+    learning_rate: Number,
+    max_grad_norm: Number,
+) -> None:
+    """`optim.FlatOptimizer._check`: clip, rate and finite from norm and loss; the counts are updated. All are one
+    number; finite is 1 or 0. Without clipping max_grad_norm is infinite."""
+    counts = torch.isfinite(norm) & torch.isfinite(loss)
+    updates += counts
+    nonfinite_steps += ~counts
+    nonfinite_in_a_row.copy_(torch.where(counts, 0, nonfinite_in_a_row + 1))
+    nonfinite_longest.copy_(torch.maximum(nonfinite_longest, nonfinite_in_a_row))
+    clip.copy_((max_grad_norm / (norm + 1e-6)).clamp(max=1))
+    rate.copy_(counts * learning_rate)
+    finite.copy_(counts)
 
 
 @compiled("P: parameter", "P", "P: parameter", "P: float32", "P: float32", *["float"] * 10)
@@ -47,9 +73,8 @@ def adamw_step(
 ) -> None:
     """`optim.AdamW` for parameters (P) with the same decay; if `finite` is 0 nothing changes.
 
-    `share` is 1 - beta, passed because float32 would lose a few of its digits here. `decay` is multiplied by the
-    learning rate `rate` already. `updates` counts this one too. `rounded` (P) is a copy of the parameter in the dtype
-    of the products, or the parameter itself.
+    `share` is 1 - beta, passed because float32 would lose a few of its digits here. `updates` counts this one too.
+    `rounded` (P) is a copy of the parameter in the dtype of the products, or the parameter itself.
     """
     counts = torch.as_tensor(finite, device=parameter.device) > 0
     # 1 - beta^updates, without the digits that beta = 1 - share would lose in float32
@@ -59,7 +84,7 @@ def adamw_step(
     first = beta1 * first_moment + share1 * g
     second = beta2 * second_moment + share2 * g * g
     root = corrections[1].sqrt().to(p)
-    change = decay * p + (rate / corrections[0]).to(p) * first / (second.sqrt() / root + epsilon)
+    change = rate * decay * p + (rate / corrections[0]).to(p) * first / (second.sqrt() / root + epsilon)
     first_moment.copy_(torch.where(counts, first, first_moment))
     second_moment.copy_(torch.where(counts, second, second_moment))
     parameter.copy_(torch.where(counts, p - change, p))
@@ -83,7 +108,7 @@ def sgd_step(
     p = wide(parameter)
     total = momentum * moment + clip * wide(gradient)
     moment.copy_(torch.where(counts, total, moment))
-    parameter.copy_(torch.where(counts, p - (decay * p + rate * total), p))
+    parameter.copy_(torch.where(counts, p - rate * (decay * p + total), p))
     rounded.copy_(parameter)
 
 
@@ -93,8 +118,31 @@ class OnePass(reference.FlatOptimizer):
     loop: CompiledFunction  # (parameters, these rounded, gradients, moments ..., finite, clip, `_numbers`)
 
     def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
-        with fast(self.uses_library, self.counts.device):
+        with compiled_functions(self.uses_library):
             return super().step(loss, learning_rate, max_grad_norm)
+
+    def _check(
+        self, norm: Tensor, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = (
+            *self._checked,
+            norm,
+            loss,
+            self.updates,
+            self.nonfinite_steps,
+            self.nonfinite_in_a_row,
+            self.nonfinite_longest,
+        )
+        if self.loss_scale is not None or not check_step.compiles(*tensors):
+            return super()._check(norm, loss, learning_rate, max_grad_norm)
+        check_step(*tensors, learning_rate, math.inf if max_grad_norm is None else max_grad_norm)
+        return self._checked
+
+    @functools.cached_property
+    def _checked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory for clip, rate and finite."""
+        clip, rate, finite = torch.empty(3, device=self.counts.device)
+        return clip, rate, finite
 
     def _gradient_norm(self) -> Tensor:
         gradient = self.gradients.buffer
@@ -111,7 +159,7 @@ class OnePass(reference.FlatOptimizer):
         if compiles:
             self.loop(*buffers, finite, clip, *self._numbers(rate, decay))
         else:
-            super()._update_part(part, clip, rate, decay, finite)
+            super()._update_part(part, clip, rate, decay, finite > 0)  # of `check_step` it is a number
         increment_version(self.parameters.buffer)  # neither the library nor PyTorch's fused optimizers do this
         if rounded is not None and fresh and compiles:
             rounded.is_written()
@@ -142,7 +190,7 @@ class AdamW(OnePass, reference.AdamW):
 
     def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]:
         beta1, beta2 = self.betas
-        return beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, rate * decay, rate, self.updates
+        return beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, decay, rate, self.updates
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         p = self.parameters.buffer[piece]
@@ -177,7 +225,7 @@ class SGD(OnePass, reference.SGD):
     loop = sgd_step
 
     def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]:
-        return self.momentum, rate * decay, rate
+        return self.momentum, decay, rate
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         if not self.momentum:

@@ -50,6 +50,12 @@ def scale_rows(y: Tensor, x: Tensor, scale: Tensor) -> None:
     torch.mul(x, scale[:, None], out=y) if x.dtype == scale.dtype else y.copy_(x * scale[:, None])
 
 
+@compiled(": float32", "N: float32")
+def sum_of_numbers(total: Tensor, x: Tensor) -> None:
+    """total, one number, = the sum of x (N)."""
+    total.copy_(x.sum())
+
+
 STREAM, WEIGHT, OF_ROW = "N D: parameter", "D: parameter", "N: float32"  # the residual stream has their dtype
 
 

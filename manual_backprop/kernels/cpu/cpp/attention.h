@@ -142,10 +142,8 @@ class Column {
     const int64_t query = block.first + c;
     all_ = visible.query_segments ? 0 : visible.keys_up_to(query + 1, block.seen);
     seen_ = visible.keys_up_to(std::min(query + WIDTH, block.last), block.seen);
-    for (int64_t lane = 0; lane < WIDTH; ++lane) {
-      lanes_[lane] = lane;
-      const int64_t place = std::min(query + lane, block.last - 1);
-      segments_[lane] = visible.query_segments ? visible.query_segments[block.b * visible.T + place] : 0;
+    for (int64_t lane = 0; lane < WIDTH && visible.query_segments; ++lane) {
+      segments_[lane] = visible.query_segments[block.b * visible.T + std::min(query + lane, block.last - 1)];
     }
   }
 
@@ -154,20 +152,19 @@ class Column {
 
   // x where key j is seen, else `otherwise`.
   Vec visible(int64_t j, const Vec& x, float otherwise) const {
-    alignas(64) float is_seen[WIDTH];
     const int64_t from = visible_.causal ? j - (block_.first + c_ + visible_.S - visible_.T) : 0;  // the first lane
-    const int64_t segment = visible_.key_segments ? visible_.key_segments[block_.b * visible_.S + j] : 0;
-    for (int64_t lane = 0; lane < WIDTH; ++lane) {
-      const bool same = !visible_.query_segments || segments_[lane] == segment;
-      is_seen[lane] = lanes_[lane] >= from && same ? 1.f : 0.f;
-    }
-    return where(Vec::loadu(is_seen) > Vec(0.f), x, Vec(otherwise));
+    const Vec causal = where(Vec::arange(0.f, 1.f) >= Vec(float(from)), x, Vec(otherwise));
+    if (!visible_.query_segments) return causal;
+    alignas(64) float is_same[WIDTH];
+    const int64_t segment = visible_.key_segments[block_.b * visible_.S + j];
+    for (int64_t lane = 0; lane < WIDTH; ++lane) is_same[lane] = segments_[lane] == segment ? 1.f : 0.f;
+    return where(Vec::loadu(is_same) > Vec(0.f), causal, Vec(otherwise));
   }
 
  private:
   const Visible& visible_;
   const Block& block_;
-  int64_t c_, all_, seen_, lanes_[WIDTH], segments_[WIDTH];
+  int64_t c_, all_, seen_, segments_[WIDTH];
 };
 
 // context (B, T, H, K), and sums (B, H, T): the log-sum-exp of each query.

@@ -1,6 +1,8 @@
 // Cross-entropy over a chunk of logits, which are overwritten by their gradient: loss.py and rowwise.py.
 #pragma once
 
+#include <numeric>
+
 #include "vectors.h"
 
 namespace {
@@ -45,6 +47,12 @@ void cross_entropy_of_rows(
     const float smoothed = smoothing > 0 ? smoothing * (sum_of(all) / V - largest) : 0;
     loss[r] = (std::log(total) - (1 - smoothing) * z_target - smoothed) * share;
   });
+}
+
+// total, one number, = the sum of x (N).
+template <class T, class P>
+void sum_of_numbers(float* total, const float* x, int64_t N) {
+  *total = std::accumulate(x, x + N, 0.);
 }
 
 // y (R, D) = each row of x times its number in scale (R).

@@ -32,7 +32,23 @@ struct Places {
 
 const Places<int16_t, 32> FIRST_PAIRS([](int k) { return k / 2 + k % 2 * 32; });
 const Places<int16_t, 32> LAST_PAIRS([](int k) { return 16 + k / 2 + k % 2 * 32; });
+const Places<int16_t, 32> HALVES_IN_TURNS([](int k) { return k / 2 + k % 2 * 16; });
 #endif
+
+// y (2 count) = one and other, rounded to bfloat16, in turns: one_0, other_0, one_1, other_1, ...
+inline void store_pairs(BFloat16* y, const Vec& one, const Vec& other, int64_t count = WIDTH) {
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
+  if (count == WIDTH) {
+    const __m512i in_turns = _mm512_load_si512(HALVES_IN_TURNS.of);
+    _mm512_storeu_si512(y, _mm512_permutexvar_epi16(in_turns, (__m512i)_mm512_cvtne2ps_pbh(other, one)));
+    return;
+  }
+#endif
+  using Bits = at::vec::Vectorized<int32_t>;
+  const Bits low = at::vec::cast<int32_t>(rounded<BFloat16>(one)) >> Bits(16) & Bits(0xFFFF);
+  const Bits high = at::vec::cast<int32_t>(rounded<BFloat16>(other));
+  (low | high).store(y, count);
+}
 
 // y (2 n) = the numbers of two rows in turns: one_0, other_0, one_1, other_1, ... Without `other`, zeros are in its place.
 inline void join_pairs(BFloat16* y, const BFloat16* one, const BFloat16* other, int64_t n) {

@@ -24,6 +24,22 @@ void gradient_norm(float* norm, const P* gradient, int64_t n) {
   *norm = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.));
 }
 
+// The factor that clips a gradient of this norm, the learning rate and whether norm and loss are finite, and the counts of
+// steps. All are one number.
+template <class T, class P>
+void check_step(
+    float* clip, float* rate, float* finite, const float* norm, const float* loss, int64_t* updates, int64_t* nonfinite_steps,
+    int64_t* nonfinite_in_a_row, int64_t* nonfinite_longest, const float* learning_rate, const float* max_grad_norm) {
+  const bool counts = std::isfinite(*norm) && std::isfinite(*loss);
+  *updates += counts;
+  *nonfinite_steps += !counts;
+  *nonfinite_in_a_row = counts ? 0 : *nonfinite_in_a_row + 1;
+  *nonfinite_longest = std::max(*nonfinite_longest, *nonfinite_in_a_row);
+  *clip = std::min(1.f, *max_grad_norm / (*norm + 1e-6f));
+  *rate = counts ? *learning_rate : 0;
+  *finite = counts;
+}
+
 // 1 - beta^updates for share = 1 - beta, without the digits that beta would lose in float.
 inline float bias_correction(const float* share, const float* updates) {
   return -std::expm1(*updates * std::log1p(-double(*share)));
@@ -44,16 +60,16 @@ void adamw_step(
     const float* rate, const float* updates, int64_t n) {
   if (!(*finite > 0)) return;
   const float root = std::sqrt(bias_correction(share2, updates));
-  const Vec factor(*rate / bias_correction(share1, updates) * root), least(*epsilon * root);
+  const Vec factor(*rate / bias_correction(share1, updates) * root), least(*epsilon * root), fading(*rate * *decay);
   for_numbers(n, [&](int64_t i, int64_t count) {
     const Vec p = load(parameter + i, count), g = Vec(*clip) * load(gradient + i, count);
     const Vec first = Vec(*beta1) * load(first_moment + i, count) + Vec(*share1) * g;
     const Vec second = Vec(*beta2) * load(second_moment + i, count) + Vec(*share2) * g * g;
     store(first_moment + i, first, count);
     store(second_moment + i, second, count);
-    // parameter -= decay * parameter + rate / correction1 * first / (sqrt(second) / root + epsilon), times root / root
+    // parameter -= rate * decay * parameter + rate / correction1 * first / (sqrt(second) / root + epsilon), times root / root
     const Vec change = factor * first / (second.sqrt() + least);
-    store_parameter(parameter + i, rounded + i, p - (Vec(*decay) * p + change), count);
+    store_parameter(parameter + i, rounded + i, p - (fading * p + change), count);
   });
 }
 
@@ -66,8 +82,8 @@ void sgd_step(
     const Vec p = load(parameter + i, count);
     const Vec total = Vec(*momentum) * load(moment + i, count) + Vec(*clip) * load(gradient + i, count);
     store(moment + i, total, count);
-    // parameter -= decay * parameter + rate * moment
-    store_parameter(parameter + i, rounded + i, p - (Vec(*decay) * p + Vec(*rate) * total), count);
+    // parameter -= rate * (decay * parameter + moment)
+    store_parameter(parameter + i, rounded + i, p - Vec(*rate) * (Vec(*decay) * p + total), count);
   });
 }
 

@@ -18,7 +18,7 @@
 
 namespace {
 
-constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 64;
+constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 64, TILE_VECTORS = TILE_COLUMNS / WIDTH;
 constexpr int64_t BLOCK_ROWS = 96, BLOCK_COLUMNS = 384;  // of the operands that are copied at a time
 constexpr int64_t PASS_ROWS = 8 * BLOCK_ROWS;            // of the result whose unfinished sums are kept, if K is done in parts
 constexpr int64_t PIECE = 1 << 18;                       // fewest multiplications for one thread
@@ -53,21 +53,18 @@ inline Vec multiply_add(const Vec& sum, const BFloat16* left, const Vec& right) 
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)__m512(right));
 }
 
-// A tile: sums (TILE_ROWS, V vectors), whose rows are ld numbers apart, = left right, or += if `adds`. left: its row 0 at k 0;
-// the k of one step are adjacent, rows and steps have strides. right: a panel (steps, V vectors). Only `rows` rows of left are
-// read; the other rows of sums must exist, and get numbers that mean nothing.
-template <int V, class T>
+// A tile (TILE_ROWS, V vectors) of left right, plus `earlier` sums, which may be null, whose rows are ld numbers apart. left: its
+// row 0 at k 0; the k of one step are adjacent, rows and steps have strides. right: a panel (steps, V vectors). put(r, v, sum) is
+// called for every vector of the tile; `rows` rows of left are read, and the sums of other rows mean nothing.
+template <int V, class T, class Put>
 void tile(
-    float* sums, int64_t ld, bool adds, int64_t rows, const T* left, int64_t row_stride, int64_t step_stride, const T* right,
-    int64_t K) {
+    const float* earlier, int64_t ld, int64_t rows, const T* left, int64_t row_stride, int64_t step_stride, const T* right, int64_t K,
+    const Put& put) {
   constexpr int R = TILE_ROWS;
   const T* numbers[R];
   Vec kept[R][V];                       // of zeros
 #pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-    numbers[r] = left + std::min<int64_t>(r, rows - 1) * row_stride;
-    prefetch<1>(sums + r * ld, V * WIDTH);
-  }
+  for (int r = 0; r < R; ++r) numbers[r] = left + std::min<int64_t>(r, rows - 1) * row_stride;
   const float* vectors = reinterpret_cast<const float*>(right);
   for (int64_t k = 0; k + K_PER_STEP<T> <= K; k += K_PER_STEP<T>, vectors += V * WIDTH) {
 #pragma GCC unroll 6
@@ -83,8 +80,7 @@ void tile(
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       if (K % K_PER_STEP<T> != 0) kept[r][v] = multiply_add(kept[r][v], pair, Vec::loadu(vectors + v * WIDTH));
-      float* place = sums + r * ld + v * WIDTH;
-      (adds ? kept[r][v] + Vec::loadu(place) : kept[r][v]).store(place);
+      put(r, v, earlier ? kept[r][v] + Vec::loadu(earlier + r * ld + v * WIDTH) : kept[r][v]);
     }
   }
 }
@@ -122,21 +118,23 @@ inline void copy_right(T* panels, const Matrix<T>& right, int64_t k, int64_t n, 
 // The tiles of M rows.
 constexpr int64_t tiles_in(int64_t M) { return (M + TILE_ROWS - 1) / TILE_ROWS; }
 
-// Calls `tile` for as many vectors as the columns need.
+// sums, whose rows are ld numbers apart, = a tile with as many vectors as the columns need, or += if `adds`.
 template <class T>
 inline void tile_of(
     int64_t columns, float* sums, int64_t ld, bool adds, int64_t rows, const T* left, int64_t row_stride, int64_t step_stride,
     const T* right, int64_t K) {
+  const float* earlier = adds ? sums : nullptr;
+  const auto put = [&](int r, int v, const Vec& sum) { sum.store(sums + r * ld + v * WIDTH); };
   switch (whole_vectors(columns) / WIDTH) {
-    case 1: return tile<1>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
-    case 2: return tile<2>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
-    case 3: return tile<3>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
-    default: return tile<4>(sums, ld, adds, rows, left, row_stride, step_stride, right, K);
+    case 1: return tile<1>(earlier, ld, rows, left, row_stride, step_stride, right, K, put);
+    case 2: return tile<2>(earlier, ld, rows, left, row_stride, step_stride, right, K, put);
+    case 3: return tile<3>(earlier, ld, rows, left, row_stride, step_stride, right, K, put);
+    default: return tile<4>(earlier, ld, rows, left, row_stride, step_stride, right, K, put);
   }
 }
 
-// out (M, N) = left (M, K) right (K, N), by one thread. When the sums of a tile are complete, it calls finish(place, n, sums,
-// columns) for each of its rows, which writes them from `place` on; n is the column of out.
+// out (M, N) = left (M, K) right (K, N), by one thread. finish(place, n, sum, count) writes `count` complete sums, a vector, to
+// `place`; n is the column of out. A whole tile is written from its registers, a narrower one by way of the cache.
 template <class O, class T, class F>
 void multiply_alone(
     O* out, int64_t ld, const Matrix<T>& left, const Matrix<T>& right, int64_t M, int64_t N, int64_t K, const F& finish) {
@@ -165,11 +163,22 @@ void multiply_alone(
               O* place = out + (m0 + m) * ld + n0 + n;
               float* sums = sums_of_pass + (in_parts ? (m0 - top + m) * BLOCK_COLUMNS : 0) + n;
               for (int64_t r = 0; r < tile_rows && k0 + depth == K; ++r) prefetch<1>(place + r * ld, tile_columns);
-              const T* panel = right_panels + n * padded<T>(depth);
-              tile_of(
-                  tile_columns, sums, BLOCK_COLUMNS, k0 > 0, tile_rows, first + m * row_stride, row_stride, step_stride, panel, k_there);
-              if (k0 + depth < K) continue;
-              for (int64_t r = 0; r < tile_rows; ++r) finish(place + r * ld, n0 + n, sums + r * BLOCK_COLUMNS, tile_columns);
+              const T *rows_of_left = first + m * row_stride, *panel = right_panels + n * padded<T>(depth);
+              if (k0 + depth == K && tile_columns == TILE_COLUMNS) {
+                const float* earlier = k0 > 0 ? sums : nullptr;
+                tile<TILE_VECTORS>(
+                    earlier, BLOCK_COLUMNS, tile_rows, rows_of_left, row_stride, step_stride, panel, k_there,
+                    [&](int r, int v, const Vec& sum) {
+                      if (r < tile_rows) finish(place + r * ld + v * WIDTH, n0 + n + v * WIDTH, sum, WIDTH);
+                    });
+                continue;
+              }
+              tile_of(tile_columns, sums, BLOCK_COLUMNS, k0 > 0, tile_rows, rows_of_left, row_stride, step_stride, panel, k_there);
+              for (int64_t r = 0; r < tile_rows && k0 + depth == K; ++r) {
+                for_vectors(tile_columns, [&](int64_t c, int64_t count) {
+                  finish(place + r * ld + c, n0 + n + c, load(sums + r * BLOCK_COLUMNS + c, count), count);
+                });
+              }
             }
           }
         }
@@ -198,7 +207,7 @@ void multiply(O* out, int64_t ld, const Matrix<T>& left, const Matrix<T>& right,
       const int64_t columns = std::min(N, tiles_across * (j + 1) / across * TILE_COLUMNS) - n;
       multiply_alone(
           out + m * ld + n, ld, Matrix<T>{left.at(m, 0), left.row, left.column}, Matrix<T>{right.at(0, n), right.row, right.column},
-          rows, columns, K, [&](O* place, int64_t c, const float* sums, int64_t count) { finish(place, n + c, sums, count); });
+          rows, columns, K, [&](O* place, int64_t c, const Vec& sum, int64_t count) { finish(place, n + c, sum, count); });
     }
   });
 }
@@ -208,11 +217,8 @@ template <class T, class P>
 void product(
     T* out, const T* left, const T* right, const P* bias, int64_t out_row, int64_t left_row, int64_t left_column, int64_t right_row,
     int64_t right_column, int64_t M, int64_t N, int64_t K) {
-  const auto finish = [&](T* place, int64_t n, const float* sums, int64_t columns) {
-    for_vectors(columns, [&](int64_t c, int64_t count) {
-      const Vec sum = load(sums + c, count);
-      store(place + c, bias ? sum + load(bias + n + c, count) : sum, count);
-    });
+  const auto finish = [&](T* place, int64_t n, const Vec& sum, int64_t count) {
+    store(place, bias ? sum + load(bias + n, count) : sum, count);
   };
   multiply(out, out_row, Matrix<T>{left, left_row, left_column}, Matrix<T>{right, right_row, right_column}, M, N, K, finish);
 }
@@ -222,9 +228,7 @@ template <class T, class P>
 void add_product(
     P* total, const T* left, const T* right, int64_t total_row, int64_t left_row, int64_t left_column, int64_t right_row,
     int64_t right_column, int64_t M, int64_t N, int64_t K) {
-  const auto finish = [&](P* place, int64_t, const float* sums, int64_t columns) {
-    for_vectors(columns, [&](int64_t c, int64_t count) { add(place + c, load(sums + c, count), count); });
-  };
+  const auto finish = [&](P* place, int64_t, const Vec& sum, int64_t count) { add(place, sum, count); };
   multiply(total, total_row, Matrix<T>{left, left_row, left_column}, Matrix<T>{right, right_row, right_column}, M, N, K, finish);
 }
 

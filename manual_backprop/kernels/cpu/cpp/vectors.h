@@ -77,14 +77,6 @@ inline Vec rounded(const Vec& x) {
   }
 }
 
-// y (2 count) = one and other, rounded to bfloat16, in turns: one_0, other_0, one_1, other_1, ...
-inline void store_pairs(BFloat16* y, const Vec& one, const Vec& other, int64_t count = WIDTH) {
-  using Bits = at::vec::Vectorized<int32_t>;
-  const Bits low = at::vec::cast<int32_t>(rounded<BFloat16>(one)) >> Bits(16) & Bits(0xFFFF);
-  const Bits high = at::vec::cast<int32_t>(rounded<BFloat16>(other));
-  (low | high).store(y, count);
-}
-
 // x (x (... (x + c_1) ...) + c_n), the polynomial whose first coefficient is `first`.
 inline Vec polynomial(const Vec& x, float first, std::initializer_list<float> rest) {
   Vec sum(first);
