@@ -537,6 +537,8 @@ def run_all(library: Path, mutants: list[Mutant], workers: int) -> Iterator[tupl
 
 
 def _judge(path: Path, mutant: Mutant) -> NoReturn:
+    import torch
+
     from manual_backprop.kernels.cpu import compiled, library
 
     code = 1
@@ -549,6 +551,7 @@ def _judge(path: Path, mutant: Mutant) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         compiled._loaded[:] = [library._load(path)]
         for test, case in tests_of(mutant.file):
+            torch.manual_seed(0)  # as in pytest, the numbers of a test do not depend on the tests before it
             test(*case)
         code = 0
     except BaseException as error:  # whatever a test raises

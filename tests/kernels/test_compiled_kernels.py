@@ -712,9 +712,8 @@ def test_a_product(sizes: tuple[int, int, int], by_columns: tuple[bool, bool], p
     assert not products.has_products() or all(
         torch.equal(x, y) for one in found[1:] for x, y in zip(found[0], one, strict=True)
     )
-    for got, added in zip(found[0], (bias, before, torch.zeros(())), strict=True):
-        largest = want.norm() + added.norm()  # of what is added: the sum itself may be near 0
-        assert (got.double() - (want + added)).norm() <= (2 * UNIT[narrow] + 8 * UNIT[torch.float32]) * largest
+    for got, exact in zip(found[0], (want + bias, want + before, want), strict=True):
+        assert error(got, exact) <= 2 * UNIT[narrow] + 8 * UNIT[torch.float32]
     assert not compiled._failed
 
 
