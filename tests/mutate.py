@@ -66,7 +66,7 @@ STALE = 0.1  # if a larger share of the mutants is caught by another test, an up
 ONLY_COMPILED = ("kernels/cpu/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 CALCULUS = ("custom.py", "custom_encoders.py", "step.py")  # of models/
-# Equivalent mutants, and why. One that is caught, or no longer exists, is an error. Tests of KINDS check this.
+# Equivalent mutants, and why. One that is caught, or no longer exists, is an error: `is_reached` says which tests run.
 EQUIVALENT: dict[str, str] = {
     "models/custom.py, _embedding_backward: self.config.position_kind == 'sinusoidal' -> "
     "self.config.position_kind != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
@@ -352,7 +352,10 @@ def likely_first(mutant: Mutant) -> Callable[[Any], tuple[bool, int, int]]:
 
 
 def is_reached(mutant: Mutant, item: Any) -> bool:
-    """Whether a test is one of KINDS and runs the mutated code: a test of a pair runs no network, for example."""
+    """Whether a test has caught another mutant of the same function. If none has: whether it is one of KINDS and runs
+    the mutated code. A test of a pair runs no network, for example."""
+    if beside := last_caught_by().get(mutant.function):
+        return short_name(item.nodeid) in beside
     if mutant.file.startswith("models/"):
         return item.name.startswith(tuple(kind for kind in KINDS if not kind.startswith("test_op")))
     fused = "fused" in item.name or item.path.name == "test_kernels.py"
