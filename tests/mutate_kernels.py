@@ -274,6 +274,32 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ),
     (
         "products.h",
+        "const Vec second = other ? load(other + first + c, some) : Vec(0.f);",
+        ("0.f -> 1.f",),
+        "it is multiplied by 0",
+    ),
+    ("products.h", "for (int64_t r = 0; r < n; r += ROWS) {", ("< -> <=",), "a square without rows more"),
+    ("products.h", "for (int64_t k = 0; k < K; k += NUMBERS) {", ("< -> <=",), "a square without numbers more"),
+    (
+        "products.h",
+        "if (n - r >= ROWS && K - k >= NUMBERS) {",
+        (">= -> >", ">= -> > (2)"),
+        "the same, number by number",
+    ),
+    (
+        "products.h",
+        "for (int64_t i = k; i < std::min(even(K), k + NUMBERS); ++i) {",
+        ("< -> <=", "std::min -> std::max"),
+        "numbers more, which are written again or not read",
+    ),
+    (
+        "products.h",
+        "right[(i / 2 * columns + c) * 2 + i % 2] = i < K ? x[c * stride + i] : 0.f;",
+        ("0.f -> 1.f",),
+        "it is multiplied by 0",
+    ),
+    (
+        "products.h",
         "constexpr int64_t tiles_in(int64_t M) { return (M + TILE_ROWS - 1) / TILE_ROWS; }",
         ("- -> +",),
         "a tile more, of no row",
@@ -304,7 +330,6 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("+ -> -",),
         "the same sums, by way of the cache",
     ),
-    ("products.h", "for (int64_t top = 0; top < M; top += pass) {", ("< -> <=",), "a pass over no row"),
     ("products.h", "for (int64_t n0 = 0; n0 < N; n0 += BLOCK_COLUMNS) {", ("< -> <=",), "a block of no column"),
     ("products.h", "for (int64_t m0 = top; m0 < bottom; m0 += BLOCK_ROWS) {", ("< -> <=",), "a block of no row"),
     (
@@ -405,6 +430,7 @@ def mutants_of(file: str, first: int, is_wanted: Callable[[str], bool]) -> tuple
     found: list[Mutant] = []
     lines = (SOURCES / file).read_text(encoding="utf-8").splitlines()
     names: Counter[str] = Counter()
+    until_its_end = False
     for place, line in enumerate(lines):
         code = line.partition("//")[0]
         is_function = code.rstrip().endswith("}") or "{" in code
@@ -412,7 +438,11 @@ def mutants_of(file: str, first: int, is_wanted: Callable[[str], bool]) -> tuple
             code.lstrip().startswith(("constexpr", "static_assert")) and not is_function
         ):
             continue
-        if "prefetch" in code:  # it computes nothing
+        prefetches = "prefetch" in code.lower()
+        if prefetches and code.rstrip().endswith("{") and not code.startswith(" "):  # the whole function, or struct
+            until_its_end = True
+        until_its_end &= not code.startswith("}")
+        if until_its_end or prefetches:  # it computes nothing
             continue
         matches = [(match, *rule) for pattern, *rule in RULES for match in re.finditer(pattern, code)]
         switched, end = "", 0

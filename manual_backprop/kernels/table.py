@@ -16,6 +16,7 @@ import torch
 from ..config.network import CPU_PRECISIONS, CustomTransformerConfig
 from ..ops import __all__ as pairs
 from .arena import Arena
+from .cpu import products
 from .cpu.compiled import compiled_functions, compiles
 from .replay import is_replayable
 
@@ -58,7 +59,7 @@ class Table:
     module takes effect."""
 
     def __init__(self, config: CustomTransformerConfig, device: torch.device):
-        self.which, self.device = config.kernels, device
+        self.which, self.precision, self.device = config.kernels, config.precision, device
         rows = [row.module for row in ROWS[self.which] if row.fits(config, device)]
         self.modules = [import_module(module) for module in rows]
         for module in self.modules:
@@ -92,6 +93,11 @@ class Table:
     def compiles(self, how: str) -> bool:
         """Whether parts of them run compiled (kernels.compile)."""
         return (self.on_cpu or self.on_gpu) and compiles(how, self.device)
+
+    def rounds_weights(self, how: str) -> bool:
+        """Whether products read the parameters themselves although they are wider, and no rounded copy of them is
+        needed."""
+        return self.on_cpu and self.compiles(how) and products.rounds_weights(self.precision, self.device)
 
     def is_replayable(self, size: int, dropout: float) -> bool:
         """Whether steps whose activations have `size` numbers are replayed."""

@@ -45,7 +45,7 @@ class HandWrittenNetwork(FlatNetwork):
         self.block_parameters = {block: self._block_views(self.flat_parameters, block) for block in blocks}
         self.ops: Any = kernels.Table(config, self.device)
         self.matrices: Mapping[str, Tensor] = self.parameters  # as products read them
-        if self.compute_dtype != config.get_dtype():
+        if self.compute_dtype != config.get_dtype() and not self.ops.rounds_weights(config.compile):
             self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype, self.ops.on_gpu)
             self.matrices = self.rounded.flat.views
             for block, views in self.block_parameters.items():

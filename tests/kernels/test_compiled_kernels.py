@@ -689,11 +689,13 @@ def expected_product(sizes: tuple[int, int, int], dtype: torch.dtype) -> tuple[T
 @pytest.mark.parametrize("by_columns", list(product((False, True), repeat=2)))
 @pytest.mark.parametrize("sizes", PRODUCTS)
 def test_a_product(sizes: tuple[int, int, int], by_columns: tuple[bool, bool], precision: str) -> None:
-    """y = x W^T + b and W += dy^T x; the library's have the same bits for any number of threads. What is beside the
-    operands is neither read nor written."""
+    """y = x W^T + b, where W may be in the wider dtype of the parameters, and W += dy^T x; the library's have the same
+    bits for any number of threads. What is beside the operands is neither read nor written."""
     narrow, wider = FORMATS[precision].values()
     left, right, want = expected_product(sizes, narrow)
     operands = [embedded(x, way) for x, way in zip((left, right), by_columns, strict=True)]
+    to_be_rounded = 1 + 2**-10 if wider != narrow else 1  # less than half a unit of bfloat16
+    weight = embedded(right.to(wider) * to_be_rounded, by_columns[1])
     bias, before = torch.randn(sizes[1]).to(wider), torch.randn(sizes[:2]).to(wider)
     found: list[list[Tensor]] = []
     for threads in (1, 2, 6):
@@ -701,8 +703,8 @@ def test_a_product(sizes: tuple[int, int, int], by_columns: tuple[bool, bool], p
         outs = embedded(torch.full_like(before, torch.nan, dtype=narrow), False), embedded(before, False)
         plain = torch.full_like(outs[0], torch.nan)
         with compiled_functions(True):
-            products.product(outs[0], *operands, bias)
-            products.product(plain, *operands)
+            products.product(outs[0], operands[0], weight, bias)
+            products.product(plain, operands[0], weight)
             products.add_product(outs[1], *operands)
         found.append([*outs, plain])
         for x in outs:
@@ -731,11 +733,15 @@ def test_a_product_that_no_kernel_serves_is_pytorch_s() -> None:
         products.product(out[:0], left[:0], right)
         products.add_product(out, left[:, :0], right[:0])
         torch.testing.assert_close(out, want)
+        for total in (out.double(), out.half()):  # the weight is rounded
+            products.product(total, left.to(total.dtype), right)
+            torch.testing.assert_close(total, want.to(total.dtype), rtol=1e-2, atol=1e-2)
+            products.add_product(total, left.to(total.dtype), right)
+            torch.testing.assert_close(total, 2 * want.to(total.dtype), rtol=1e-2, atol=1e-2)
         narrow = left.bfloat16(), right.bfloat16()
         refused: list[tuple[Tensor, ...]] = [
             (out.double(), left, right),
             (out, *narrow),
-            (out, left, narrow[1]),
             (out, left, right, bias[:3]),
             (out[:1].expand(6, 5), left, right),
             (out, left, right.clone().requires_grad_()),

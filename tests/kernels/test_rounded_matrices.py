@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import CustomTransformerConfig
-from manual_backprop.kernels.cpu import compiled, optimizers
+from manual_backprop.kernels.cpu import compiled, optimizers, products
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.step import HandWrittenNetwork
 from manual_backprop.optim.optimizers import FlatOptimizer, Optimizer
@@ -91,8 +91,9 @@ def test_products_read_what_was_written(writer: str, kernels: str) -> None:
 
 @pytest.mark.parametrize("compile", ["never", pytest.param("always", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_products_read_what_an_optimizer_has_written(name: str, compile: str) -> None:
+def test_products_read_what_an_optimizer_has_written(name: str, compile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a step, after a non-finite step, and after a step before which other code has changed parameters."""
+    monkeypatch.setattr(products, "rounds_weights", lambda *_: False)  # as on most processors
     network = CustomTransformer(replace(CONFIG, compile=compile))
     optimizer = OPTIMIZERS[name](network)
     for change in (None, "not finite", "a view", None):
@@ -112,14 +113,38 @@ def test_products_read_what_an_optimizer_has_written(name: str, compile: str) ->
 @pytest.mark.parametrize("kernels", ["fused", "reference"])
 def test_only_matrices_of_products_are_rounded(kernels: str) -> None:
     """In the other precisions there are no copies."""
-    network = CustomTransformer(replace(CONFIG, kernels=kernels))
+    network = CustomTransformer(replace(CONFIG, kernels=kernels, compile="never"))
     narrow = {name for name, view in network.block_parameters["blocks.0"].items() if view.dtype == torch.bfloat16}
     assert narrow == {name for name, view in network.block_parameters["blocks.0"].items() if view.dim() == 2}
     assert network.head.dtype == torch.bfloat16
     assert {view.dtype for view in network.parameters.values()} == {torch.float32}
     for precision in ("fp64", "fp32", "bf16"):
         network = CustomTransformer(replace(CONFIG, kernels=kernels, precision=precision))
-        assert network.rounded is None
-        optimizer = adamw(network)
-        assert isinstance(optimizer, FlatOptimizer)
-        assert optimizer.rounded is None
+        assert_no_copies(network)
+
+
+def assert_no_copies(network: CustomTransformer) -> None:
+    assert network.rounded is None
+    optimizer = adamw(network)
+    assert isinstance(optimizer, FlatOptimizer)
+    assert optimizer.rounded is None
+
+
+@pytest.mark.slow
+def test_products_that_round_the_weights_read_the_parameters() -> None:
+    """They give the same bits as for matrices that are rounded already."""
+    network, other = (CustomTransformer(replace(CONFIG, compile="always")) for _ in range(2))
+    if not products.rounds_weights(network.config.precision, network.device):
+        assert network.rounded is not None  # on this processor PyTorch multiplies
+        return
+    assert_no_copies(network)
+    rounded = {
+        name: view.bfloat16().float() if name.startswith("blocks.") and view.dim() == 2 else view
+        for name, view in network.parameters.items()
+    }
+    other.load_parameters(rounded)
+    assert not torch.equal(network.flat_parameters.buffer, other.flat_parameters.buffer)
+    assert torch.equal(step(network), step(other))
+    assert torch.equal(network.flat_gradients.buffer, other.flat_gradients.buffer)
+    assert torch.equal(network.predict(TOKENS), other.predict(TOKENS))
+    assert not compiled._failed

@@ -19,6 +19,7 @@ from manual_backprop import kernels
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.kernels.cpu.compiled import CompiledFunction
 from manual_backprop.kernels.sizes import SIZES
+from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.study import kernel_gains
 from manual_backprop.study.benchmark.ablations import OPTIMIZATIONS, WITHOUT, Optimization, ablated
 from manual_backprop.study.benchmark.cases import OURS, SUBJECT, Case
@@ -32,7 +33,7 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 @pytest.fixture(autouse=True)
 def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps without compilation, with sizes at which short steps take every code path of long ones."""
-    ((module, name, value),) = OPTIMIZATIONS["compiled"].bindings()
+    module, name, value = OPTIMIZATIONS["compiled"].bindings()[0]  # compiled_functions
     monkeypatch.setattr(module, name, partial(value))  # another object than the ablation binds
     recomputed = {"small": 0, "small_beside_weights": 0}  # tiny cases keep it else
     in_pieces = {"longest_kept": 8, "piece": 24 * TINY.d_ffn}  # 24 of 48 rows
@@ -85,7 +86,17 @@ def test_a_step_without_an_optimization_calls_what_is_in_its_place(name: str, mo
         with ablated(replace(OPTIMIZATIONS[name], without=lambda: counting)):
             ready(SUBJECT, case_of(architecture=architecture))
     unused = {"layer_norm_forward", "layer_norm_backward"}  # every norm of a network is behind a residual sum
+    unused |= {"rounds_weights"}  # asked in bf16_mixed only: the next test
     assert called == {called_name for _, called_name, _ in bindings} - unused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own-products", "compiled"])
+def test_without_own_products_a_network_has_rounded_matrices(name: str) -> None:
+    """As on processors where PyTorch multiplies: rounding them in every product would take longer."""
+    config = case_of(precision="bf16_mixed").config
+    with ablated(OPTIMIZATIONS[name]):
+        assert CustomTransformer(replace(config, kernels="fused", compile="always")).rounded is not None
 
 
 class Products(TorchDispatchMode):

@@ -32,7 +32,6 @@ def feed_forward_forward(
             x, hidden_weight, hidden_bias, output_weight, output_bias, activation, record
         )
     activate, _ = ACTIVATIONS[activation]
-    hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
     x_rows = rows(x)  # (N, D)
     hidden = kept((x_rows.shape[0], hidden_weight.shape[0]), x)  # (N, F)
     y = kept(tuple(x_rows.shape), x)
@@ -65,8 +64,8 @@ def feed_forward_backward(
         gradients = dhidden_weight, dhidden_bias, doutput_weight, doutput_bias
         return feed_forward.feed_forward_backward(dy, cache, *gradients, hidden_feedback, output_feedback, record)
     saved_x, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
-    hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback.to(dy.dtype)
-    output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
+    hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback
+    output_back = output_weight if output_feedback is None else output_feedback
     x = recomputed(saved_x)
     dx = in_place_of(x)
     _, activate_gradient = ACTIVATIONS[activation]

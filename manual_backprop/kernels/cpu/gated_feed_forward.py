@@ -39,7 +39,6 @@ def gated_feed_forward_forward(
     x: Tensor, gated_weight: Tensor, output_weight: Tensor, record: Record = no_record
 ) -> tuple[Tensor, GatedFeedForwardCache]:
     """y = (silu(x W_gate^T) * (x W_hidden^T)) W_output^T: `ops.gated_feed_forward_forward`. x, y (..., D)."""
-    gated_weight, output_weight = gated_weight.to(x.dtype), output_weight.to(x.dtype)
     x_rows = rows(x)  # (N, D)
     gated = kept((x_rows.shape[0], gated_weight.shape[0]), x)  # (N, 2F)
     y = kept(tuple(x_rows.shape), x)
@@ -66,8 +65,8 @@ def gated_feed_forward_backward(
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of both weights: `ops.gated_feed_forward_backward`."""
     saved_x, gated_weight, gated, output_weight = cache
-    gated_back = gated_weight if gated_feedback is None else gated_feedback.to(dy.dtype)
-    output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
+    gated_back = gated_weight if gated_feedback is None else gated_feedback
+    output_back = output_weight if output_feedback is None else output_feedback
     x = recomputed(saved_x)
     dx = in_place_of(x)
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)

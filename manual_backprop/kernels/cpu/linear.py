@@ -17,8 +17,7 @@ LinearCache = tuple[Recomputable, Tensor]
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
-    """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight that the product read, rounded once per step."""
-    weight = weight.to(x.dtype)
+    """y = x W^T + b: `ops.linear_forward`. A weight in a wider dtype is rounded by the product."""
     saved_x = saved(x)
     outputs, inputs = weight.shape
     if outputs <= inputs or is_small(x.numel() // inputs * outputs, x, weight.numel()):
@@ -41,7 +40,7 @@ def linear_backward(
     overwrites x, which saves a tensor of the input's size; not if it is added to a given `dx`, since other products
     read x too.
     """
-    x, back = recomputed(cache[0]), cache[1] if feedback is None else feedback.to(dy.dtype)
+    x, back = recomputed(cache[0]), cache[1] if feedback is None else feedback
     dy_rows = rows(dy)
     # y = x W^T + b
     if dbias is not None:

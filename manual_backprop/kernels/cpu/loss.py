@@ -49,8 +49,7 @@ def linear_cross_entropy(
         smoothed = targets, denominator, label_smoothing, padding
         textbook, cache = ops.linear_cross_entropy_forward(x, weight.to(x.dtype), *smoothed, record=record)
         return textbook, ops.linear_cross_entropy_backward(dloss, cache, dweight, feedback, record=record)
-    weight = weight.to(x.dtype)
-    back = weight if feedback is None else feedback.to(x.dtype)
+    back = weight if feedback is None else feedback
     vocab_size = weight.shape[0]
     x_rows, target = rows(x), targets.reshape(-1).long()
     if denominator is None:

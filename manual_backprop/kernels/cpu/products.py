@@ -1,7 +1,8 @@
 """Matrix products by the fastest library of full precision, written or added into existing memory.
 
 The compiled library has products of its own (cpp/products.h) for processors where they are faster than PyTorch's.
-PyTorch's dispatcher, and so its modes and counters of FLOPs, do not see them.
+PyTorch's dispatcher, and so its modes and counters of FLOPs, do not see them. In bf16_mixed they round the weights
+while they copy them into the cache, so a network keeps no rounded copy of its matrices there (`rounds_weights`).
 
 Elsewhere PyTorch multiplies. It has two libraries for a float32 product on a CPU, MKL and oneDNN, and calls MKL. On
 processors that are not from Intel, oneDNN is twice as fast. PyTorch calls oneDNN if reduced precision is allowed.
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...ops.numerics import wide
@@ -78,12 +80,14 @@ def onednn_is_exact() -> bool:
 
 
 def product(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
-    """out = left right + bias. left (M, K), right (K, N), bias (N) -> out (M, N), in the dtype of left and right.
+    """out = left right + bias. left (M, K), right (K, N), bias (N) -> out (M, N), in the dtype of left.
 
-    `out` may contain anything before, and shares no memory with them.
+    right is a weight, or its transpose: one in a wider dtype is rounded to that of left. `out` may contain anything
+    before, and shares no memory with them.
     """
     if _in_library("product", out, left, right, bias):
         return
+    right = right.to(left.dtype)
     if bias is None:
         torch.mm(left, right, out=out)
     else:
@@ -91,7 +95,9 @@ def product(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, in one pass if the dtypes are equal. left (O, N), right (N, I) -> total (O, I)."""
+    """total += left right, in one pass if the dtypes are equal. left (O, N), right (N, I) -> total (O, I). A right in a
+    wider dtype than left is rounded to it."""
+    right = right.to(left.dtype)
     if _in_library("add_product", total, left, right):
         return
     sizes = sizes_of(total)
@@ -109,6 +115,9 @@ def _in_library(name: str, out: Tensor, left: Tensor, right: Tensor, *bias: Tens
     """Calls the library's kernel of that name, if it has one for this processor and such tensors. For others PyTorch
     finds the way, or the error."""
     operands, given = (out, left, right), [x for x in bias if x is not None]
+    rounds = right.dtype != left.dtype
+    if rounds and type(right) is FakeTensor:  # of a step that is only estimated
+        return True  # only where the library rounds them has a network weights to be rounded
     if any(type(x) not in REAL or not x.is_cpu or x.requires_grad for x in (*operands, *given)):
         return False
     (M, K), N = left.shape, right.shape[1]
@@ -117,12 +126,13 @@ def _in_library(name: str, out: Tensor, left: Tensor, right: Tensor, *bias: Tens
     strides = *left.stride(), *right.stride()
     if out.stride(1) != 1 or out.stride(0) < N or 1 not in strides[:2] or 1 not in strides[2:]:
         return False
-    if M == 1 or (left.dtype == torch.bfloat16 and strides[2] == 1 and (strides[3] % 2 or K % 2)):
-        return False  # to copy `right` would cost more than it saves: for one row, or number by number
-    parameter = given[0] if given else out
-    dtypes = FORMATS.get((left.dtype, parameter.dtype))
-    if right.dtype != left.dtype or (bias and out.dtype != left.dtype) or any(x.stride(0) != 1 for x in given):
+    number_by_number = left.dtype == torch.bfloat16 and strides[2] == 1 and (strides[3] % 2 or K % 2)
+    if not rounds and (M == 1 or number_by_number):
+        return False  # to copy `right` would cost more than it saves
+    parameter = right if bias else out  # of `product`, or of `add_product`
+    if (out if bias else right).dtype != left.dtype or any(x.dtype != right.dtype or x.stride(0) != 1 for x in given):
         return False
+    dtypes = FORMATS.get((left.dtype, parameter.dtype))
     multiply = kernel(f"{name}_{dtypes}", 3 + len(bias), 8) if dtypes else None
     if multiply is None:
         return False
@@ -136,6 +146,12 @@ def has_products() -> bool:
     """Whether the compiled library has products of its own for this processor; it is loaded or compiled for this."""
     with compiled_functions(True):
         return kernel("product_fp32", 4, 8) is not None
+
+
+def rounds_weights(precision: str, device: torch.device) -> bool:
+    """Whether the products read weights in the dtype of the parameters, and round them: then no rounded copy of a
+    network's matrices is needed."""
+    return precision == "bf16_mixed" and device.type == "cpu" and has_products()
 
 
 @compiled("R C: parameter", "R C")

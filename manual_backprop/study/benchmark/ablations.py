@@ -263,7 +263,7 @@ OPTIMIZATIONS = {
         "kernels/cpu/cpp/products.h",
         "Products of linear layers are the library's own on processors that multiply bfloat16 numbers in vectors and "
         "have no matrix registers. There PyTorch's lose time in small products, in those with a bias, and in dW.",
-        without=rebound("kernels.cpu.products", _in_library=lambda *tensors: False),
+        without=rebound("kernels.cpu.products", _in_library=lambda *_: False, rounds_weights=lambda *_: False),
         applies=lambda case: case.config.device == "cpu",
     ),
     "onednn": Optimization(
@@ -279,7 +279,10 @@ OPTIMIZATIONS = {
         "Formulas that are neither a product nor one pass of PyTorch become one loop over their tensors in C++, "
         "compiled once per machine, and so do products where that is faster. Uncompiled, every operation reads and "
         "writes memory.",
-        without=rebound("kernels", compiled_functions=lambda wanted: nullcontext()),
+        without=lambda: (
+            rebound("kernels", compiled_functions=lambda wanted: nullcontext())()
+            + rebound("kernels.cpu.products", rounds_weights=lambda *_: False)()
+        ),
     ),
     "fused-adamw": Optimization(
         "kernels/cpu/optimizers.py",

@@ -86,11 +86,12 @@ inline void exchange(__m512 (&rows)[16]) {
   }
 }
 
-// y = x transposed, for 16 rows and 16 columns in registers: PyTorch's takes three times as long.
-inline void transpose_square(float* y, int64_t ld_y, const float* x, int64_t ld_x) {
+// y = x transposed, for 16 rows and 16 columns in registers: PyTorch's takes three times as long. row(r) loads a row of x.
+template <class Row>
+inline void transpose_square(float* y, int64_t ld_y, const Row& row) {
   __m512 rows[16];
 #pragma GCC unroll 16
-  for (int r = 0; r < 16; ++r) rows[r] = _mm512_loadu_ps(x + r * ld_x);
+  for (int r = 0; r < 16; ++r) rows[r] = row(r);
   exchange<8>(rows);
   exchange<4>(rows);
   exchange<2>(rows);
@@ -110,7 +111,7 @@ inline void transpose(T* y, int64_t ld_y, const T* x, int64_t ld_x, int64_t R, i
 #if defined(CPU_CAPABILITY_AVX512)
       if constexpr (std::is_same_v<T, float>) {
         if (height == SIDE && width == SIDE) {
-          transpose_square(y + c * ld_y + r, ld_y, x + r * ld_x + c, ld_x);
+          transpose_square(y + c * ld_y + r, ld_y, [&](int64_t i) { return _mm512_loadu_ps(x + (r + i) * ld_x + c); });
           continue;
         }
       }

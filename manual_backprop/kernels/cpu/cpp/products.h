@@ -86,18 +86,24 @@ void tile(
 }
 
 // x (K, columns) as panels of W columns: for each step, W columns, and of each its K_PER_STEP numbers. The last panel is
-// narrower, in whole vectors. A k that is missing is 0; columns that are missing mean nothing.
-template <int64_t W, class T>
-inline void copy_panels(T* panels, const T* x, int64_t stride, int64_t K, int64_t columns) {
+// narrower, in whole vectors. A k that is missing is 0; columns that are missing mean nothing. In bf16_mixed the numbers of
+// a parameter are rounded here, so that no rounded copy of it is kept.
+template <int64_t W, class T, class S>
+inline void copy_panels(T* panels, const S* x, int64_t stride, int64_t K, int64_t columns) {
   constexpr int64_t AHEAD = 8;          // rows: by then they have come into the cache
   for (int64_t k = 0; k < K; k += K_PER_STEP<T>) {
-    const T *one = x + k * stride, *other = k + 1 < K ? one + stride : nullptr;
+    const S *one = x + k * stride, *other = k + 1 < K ? one + stride : nullptr;
     for (int64_t r = k + AHEAD; r < std::min(k + AHEAD + K_PER_STEP<T>, K); ++r) prefetch<0>(x + r * stride, columns);
     for (int64_t first = 0; first < columns; first += W) {
       const int64_t count = std::min(W, columns - first);
       T* to = panels + first * padded<T>(K) + k * whole_vectors(count);
       if constexpr (std::is_same_v<T, float>) {
         for_vectors(count, [&](int64_t c, int64_t some) { load(one + first + c, some).store(to + c); });
+      } else if constexpr (std::is_same_v<S, float>) {
+        for_vectors(count, [&](int64_t c, int64_t some) {
+          const Vec second = other ? load(other + first + c, some) : Vec(0.f);
+          store_pairs(to + 2 * c, load(one + first + c, some), second, some);
+        });
       } else {
         join_pairs(to, one + first, other ? other + first : nullptr, count);
       }
@@ -105,9 +111,31 @@ inline void copy_panels(T* panels, const T* x, int64_t stride, int64_t K, int64_
   }
 }
 
+// `transposed_right` of numbers that are rounded: x (n, K) -> (K, columns). A k that is missing is 0; columns from n on mean nothing.
+inline void transposed_right(BFloat16* right, const float* x, int64_t n, int64_t K, int64_t stride, int64_t columns) {
+  constexpr int64_t ROWS = 16, NUMBERS = 2 * ROWS;  // of a square of pairs
+  for (int64_t r = 0; r < n; r += ROWS) {
+    for (int64_t k = 0; k < K; k += NUMBERS) {
+      if (n - r >= ROWS && K - k >= NUMBERS) {
+        for (int64_t i = r + ROWS; i < r + 2 * ROWS; ++i) prefetch<0>(x + i * stride + k, NUMBERS);
+        transpose_square(reinterpret_cast<float*>(right) + k / 2 * columns + r, columns, [&](int64_t i) {
+          const float* row = x + (r + i) * stride + k;
+          return (__m512)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + ROWS), _mm512_loadu_ps(row));
+        });
+        continue;
+      }
+      for (int64_t c = r; c < std::min(n, r + ROWS); ++c) {
+        for (int64_t i = k; i < std::min(even(K), k + NUMBERS); ++i) {
+          right[(i / 2 * columns + c) * 2 + i % 2] = i < K ? x[c * stride + i] : 0.f;
+        }
+      }
+    }
+  }
+}
+
 // right (K, N) from row k on: `depth` rows and `columns` columns, as panels of the columns of a tile.
-template <class T>
-inline void copy_right(T* panels, const Matrix<T>& right, int64_t k, int64_t n, int64_t depth, int64_t columns) {
+template <class T, class S>
+inline void copy_right(T* panels, const Matrix<S>& right, int64_t k, int64_t n, int64_t depth, int64_t columns) {
   if (right.column == 1) return copy_panels<TILE_COLUMNS>(panels, right.at(k, n), right.row, depth, columns);
   for (int64_t first = 0; first < columns; first += TILE_COLUMNS) {
     const int64_t count = std::min(TILE_COLUMNS, columns - first);
@@ -117,6 +145,32 @@ inline void copy_right(T* panels, const Matrix<T>& right, int64_t k, int64_t n, 
 
 // The tiles of M rows.
 constexpr int64_t tiles_in(int64_t M) { return (M + TILE_ROWS - 1) / TILE_ROWS; }
+
+// What the tiles ask memory for before it is read, some of the rows at each turn. Numbers of a row are adjacent.
+template <class S>
+struct Prefetch {
+  const S* row;
+  int64_t stride, numbers, rows, rows_of_a_turn;
+
+  void take_turn() {
+    for (const int64_t end = std::max<int64_t>(0, rows - rows_of_a_turn); rows > end; --rows, row += stride) {
+      for (int64_t i = 0; i < numbers; i += 64 / sizeof(S)) __builtin_prefetch(row + i, 0, 2);
+    }
+  }
+};
+
+// Of what is copied of right (K, N) after its block at row k and column n: the block below, or the first one of the next columns.
+// A turn is a tile of the M rows that are multiplied by the block.
+template <class T, class S>
+inline Prefetch<S> prefetch_after(const Matrix<S>& right, int64_t k, int64_t n, int64_t M, int64_t N, int64_t K) {
+  const int64_t turns = tiles_in(M) * ((std::min(BLOCK_COLUMNS, N - n) + TILE_COLUMNS - 1) / TILE_COLUMNS);
+  const bool is_last = k + DEPTH<T> >= K, by_rows = right.column == 1;
+  k = is_last ? 0 : k + DEPTH<T>;
+  n = is_last ? n + BLOCK_COLUMNS : n;
+  const int64_t depth = std::min(DEPTH<T>, K - k), columns = std::min(BLOCK_COLUMNS, N - n);  // none after the last
+  const int64_t rows = by_rows ? depth : columns;
+  return {right.at(k, n), by_rows ? right.row : right.column, by_rows ? columns : depth, rows, (rows + turns - 1) / turns};
+}
 
 // sums, whose rows are ld numbers apart, = a tile with as many vectors as the columns need, or += if `adds`.
 template <class T>
@@ -135,9 +189,9 @@ inline void tile_of(
 
 // out (M, N) = left (M, K) right (K, N), by one thread. finish(place, n, sum, count) writes `count` complete sums, a vector, to
 // `place`; n is the column of out. A whole tile is written from its registers, a narrower one by way of the cache.
-template <class O, class T, class F>
+template <class O, class T, class S, class F>
 void multiply_alone(
-    O* out, int64_t ld, const Matrix<T>& left, const Matrix<T>& right, int64_t M, int64_t N, int64_t K, const F& finish) {
+    O* out, int64_t ld, const Matrix<T>& left, const Matrix<S>& right, int64_t M, int64_t N, int64_t K, const F& finish) {
   const bool in_parts = K > DEPTH<T>, copies_left = left.column != 1;
   const int64_t most = padded<T>(std::min(K, DEPTH<T>)), pass = in_parts ? std::min(PASS_ROWS, tiles_in(M) * TILE_ROWS) : M;
   Scratch& memory = scratch_of_thread();
@@ -150,6 +204,7 @@ void multiply_alone(
       for (int64_t k0 = 0; k0 < K; k0 += DEPTH<T>) {
         const int64_t depth = std::min(DEPTH<T>, K - k0);
         copy_right(right_panels, right, k0, n0, depth, columns);
+        Prefetch<S> prefetch_next = prefetch_after<T>(right, k0, n0, bottom - top, N, K);
         for (int64_t m0 = top; m0 < bottom; m0 += BLOCK_ROWS) {
           const int64_t rows = std::min(BLOCK_ROWS, bottom - m0);
           if (copies_left) copy_panels<BLOCK_ROWS>(left_panel, left.at(m0, k0), left.column, depth, rows);
@@ -163,6 +218,7 @@ void multiply_alone(
               O* place = out + (m0 + m) * ld + n0 + n;
               float* sums = sums_of_pass + (in_parts ? (m0 - top + m) * BLOCK_COLUMNS : 0) + n;
               for (int64_t r = 0; r < tile_rows && k0 + depth == K; ++r) prefetch<1>(place + r * ld, tile_columns);
+              prefetch_next.take_turn();
               const T *rows_of_left = first + m * row_stride, *panel = right_panels + n * padded<T>(depth);
               if (k0 + depth == K && tile_columns == TILE_COLUMNS) {
                 const float* earlier = k0 > 0 ? sums : nullptr;
@@ -188,8 +244,8 @@ void multiply_alone(
 }
 
 // `multiply_alone` by all threads, each for a part of the rows and columns of out. The bits do not depend on the number of threads.
-template <class O, class T, class F>
-void multiply(O* out, int64_t ld, const Matrix<T>& left, const Matrix<T>& right, int64_t M, int64_t N, int64_t K, const F& finish) {
+template <class O, class T, class S, class F>
+void multiply(O* out, int64_t ld, const Matrix<T>& left, const Matrix<S>& right, int64_t M, int64_t N, int64_t K, const F& finish) {
   const int64_t tiles_down = tiles_in(M), tiles_across = (N + TILE_COLUMNS - 1) / TILE_COLUMNS;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + M * N * K / PIECE);
   int64_t down = 1, least = std::numeric_limits<int64_t>::max();  // parts of the rows: those that cost least
@@ -206,21 +262,21 @@ void multiply(O* out, int64_t ld, const Matrix<T>& left, const Matrix<T>& right,
       const int64_t n = tiles_across * j / across * TILE_COLUMNS;
       const int64_t columns = std::min(N, tiles_across * (j + 1) / across * TILE_COLUMNS) - n;
       multiply_alone(
-          out + m * ld + n, ld, Matrix<T>{left.at(m, 0), left.row, left.column}, Matrix<T>{right.at(0, n), right.row, right.column},
+          out + m * ld + n, ld, Matrix<T>{left.at(m, 0), left.row, left.column}, Matrix<S>{right.at(0, n), right.row, right.column},
           rows, columns, K, [&](O* place, int64_t c, const Vec& sum, int64_t count) { finish(place, n + c, sum, count); });
     }
   });
 }
 
-// out (M, N) = left (M, K) right (K, N) + bias (N), which may be null: a linear layer, or its dx.
+// out (M, N) = left (M, K) right (K, N) + bias (N), which may be null: a linear layer, or its dx. right is the weight.
 template <class T, class P>
 void product(
-    T* out, const T* left, const T* right, const P* bias, int64_t out_row, int64_t left_row, int64_t left_column, int64_t right_row,
+    T* out, const T* left, const P* right, const P* bias, int64_t out_row, int64_t left_row, int64_t left_column, int64_t right_row,
     int64_t right_column, int64_t M, int64_t N, int64_t K) {
   const auto finish = [&](T* place, int64_t n, const Vec& sum, int64_t count) {
     store(place, bias ? sum + load(bias + n, count) : sum, count);
   };
-  multiply(out, out_row, Matrix<T>{left, left_row, left_column}, Matrix<T>{right, right_row, right_column}, M, N, K, finish);
+  multiply(out, out_row, Matrix<T>{left, left_row, left_column}, Matrix<P>{right, right_row, right_column}, M, N, K, finish);
 }
 
 // total (M, N) += left (M, K) right (K, N): dW += dy^T x. The sum is rounded once.
