@@ -66,7 +66,7 @@ STALE = 0.1  # if a larger share of the mutants is caught by another test, an up
 ONLY_COMPILED = ("kernels/cpu/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 CALCULUS = ("custom.py", "custom_encoders.py", "step.py")  # of models/
-# Equivalent mutants, and why. One that is caught, or no longer exists, is an error: `is_reached` says which tests run.
+# Equivalent mutants, and why. One that is caught, or no longer exists, is an error: `tests_of_equivalent` run.
 EQUIVALENT: dict[str, str] = {
     "models/custom.py, _embedding_backward: self.config.position_kind == 'sinusoidal' -> "
     "self.config.position_kind != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
@@ -351,11 +351,15 @@ def likely_first(mutant: Mutant) -> Callable[[Any], tuple[bool, int, int]]:
     return order
 
 
+def tests_of_equivalent(mutant: Mutant, items: list[Any]) -> list[Any]:
+    """The tests that caught another mutant of the same function. If there are none: those that reach it."""
+    beside = last_caught_by().get(mutant.function, ())
+    found = [item for item in items if short_name(item.nodeid) in beside]
+    return found or [item for item in items if is_reached(mutant, item)]
+
+
 def is_reached(mutant: Mutant, item: Any) -> bool:
-    """Whether a test has caught another mutant of the same function. If none has: whether it is one of KINDS and runs
-    the mutated code. A test of a pair runs no network, for example."""
-    if beside := last_caught_by().get(mutant.function):
-        return short_name(item.nodeid) in beside
+    """Whether a test is one of KINDS and runs the mutated code: a test of a pair runs no network, for example."""
     if mutant.file.startswith("models/"):
         return item.name.startswith(tuple(kind for kind in KINDS if not kind.startswith("test_op")))
     fused = "fused" in item.name or item.path.name == "test_kernels.py"
@@ -447,7 +451,7 @@ def run_tests(session: Any, mutant: Mutant | None, output: int) -> int:
         plant(mutant)
         session.items.sort(key=likely_first(mutant))
         if mutant.name in EQUIVALENT:
-            session.items[:] = [item for item in session.items if is_reached(mutant, item)]
+            session.items[:] = tests_of_equivalent(mutant, session.items)
     failures = FirstFailure()
     session.config.pluginmanager.register(failures)
     with contextlib.suppress(session.Failed):  # the first failure ends the loop

@@ -330,7 +330,6 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("+ -> -",),
         "the same sums, by way of the cache",
     ),
-    ("products.h", "for (int64_t n0 = 0; n0 < N; n0 += BLOCK_COLUMNS) {", ("< -> <=",), "a block of no column"),
     ("products.h", "for (int64_t m0 = top; m0 < bottom; m0 += BLOCK_ROWS) {", ("< -> <=",), "a block of no row"),
     (
         "products.h",

@@ -766,13 +766,13 @@ BUGS = [
     Bug(
         "fused: dx through the weight itself, whatever is given",
         "kernels/cpu/linear.py",
-        "cache[1] if feedback is None else feedback",
+        "cache[1] if feedback is None else for_products(feedback, dy.dtype)",
         "cache[1]",
     ),
     Bug(
         "fused: the loss goes through the weight itself, whatever is given",
         FUSED_LOSS,
-        "weight if feedback is None else feedback",
+        "weight if feedback is None else for_products(feedback, x.dtype)",
         "weight",
     ),
     Bug(

@@ -131,19 +131,26 @@ def assert_no_copies(network: CustomTransformer) -> None:
 
 
 @pytest.mark.slow
-def test_products_that_round_the_weights_read_the_parameters() -> None:
-    """They give the same bits as for matrices that are rounded already."""
-    network, other = (CustomTransformer(replace(CONFIG, compile="always")) for _ in range(2))
+@pytest.mark.parametrize("architecture", ["gpt2", "vaswani", "llama"])
+def test_products_that_round_the_weights_read_the_parameters(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They give the same bits as for matrices that are rounded already, and PyTorch multiplies nothing."""
+    config = replace(CONFIG, architecture=architecture, d_model=64, d_ffn=96, compile="always")
+    network, other = (CustomTransformer(config) for _ in range(2))
     if not products.rounds_weights(network.config.precision, network.device):
         assert network.rounded is not None  # on this processor PyTorch multiplies
         return
     assert_no_copies(network)
+    read_by_products = {name for name in network.parameters if name.startswith(("blocks.", "head."))}
     rounded = {
-        name: view.bfloat16().float() if name.startswith("blocks.") and view.dim() == 2 else view
+        name: view.bfloat16().float() if name in read_by_products and view.dim() == 2 else view
         for name, view in network.parameters.items()
     }
     other.load_parameters(rounded)
     assert not torch.equal(network.flat_parameters.buffer, other.flat_parameters.buffer)
+    for multiply in ("mm", "addmm"):
+        monkeypatch.delattr(torch, multiply)
     assert torch.equal(step(network), step(other))
     assert torch.equal(network.flat_gradients.buffer, other.flat_gradients.buffer)
     assert torch.equal(network.predict(TOKENS), other.predict(TOKENS))

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_backprop import kernels
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.kernels.cpu import products
 from manual_backprop.kernels.cpu.compiled import CompiledFunction
 from manual_backprop.kernels.sizes import SIZES
 from manual_backprop.models.custom import CustomTransformer
@@ -33,8 +34,8 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 @pytest.fixture(autouse=True)
 def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps without compilation, with sizes at which short steps take every code path of long ones."""
-    module, name, value = OPTIMIZATIONS["compiled"].bindings()[0]  # compiled_functions
-    monkeypatch.setattr(module, name, partial(value))  # another object than the ablation binds
+    for module, name, value in OPTIMIZATIONS["compiled"].bindings():
+        monkeypatch.setattr(module, name, partial(value))  # another object than the ablation binds
     recomputed = {"small": 0, "small_beside_weights": 0}  # tiny cases keep it else
     in_pieces = {"longest_kept": 8, "piece": 24 * TINY.d_ffn}  # 24 of 48 rows
     monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], **recomputed, **in_pieces))
@@ -92,8 +93,9 @@ def test_a_step_without_an_optimization_calls_what_is_in_its_place(name: str, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["own-products", "compiled"])
-def test_without_own_products_a_network_has_rounded_matrices(name: str) -> None:
+def test_without_own_products_a_network_has_rounded_matrices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on processors where PyTorch multiplies: rounding them in every product would take longer."""
+    monkeypatch.setattr(products, "rounds_weights", lambda *_: True)
     config = case_of(precision="bf16_mixed").config
     with ablated(OPTIMIZATIONS[name]):
         assert CustomTransformer(replace(config, kernels="fused", compile="always")).rounded is not None

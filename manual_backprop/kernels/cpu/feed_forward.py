@@ -12,7 +12,7 @@ from ...ops.numerics import Record, no_record, rows
 from ..arena import in_place_of, kept, recomputed, saved, scratch
 from ..pieces import RecordedPieces, pieces_of
 from .activations import ACTIVATIONS
-from .products import add_product, add_sum_of_rows, product
+from .products import add_product, add_sum_of_rows, for_products, product
 
 FeedForwardCache = tuple[Any, ...]  # x, hidden weight, hidden, its bias, output weight, activation; or the reference's
 
@@ -32,6 +32,7 @@ def feed_forward_forward(
             x, hidden_weight, hidden_bias, output_weight, output_bias, activation, record
         )
     activate, _ = ACTIVATIONS[activation]
+    hidden_weight, output_weight = for_products(hidden_weight, x.dtype), for_products(output_weight, x.dtype)
     x_rows = rows(x)  # (N, D)
     hidden = kept((x_rows.shape[0], hidden_weight.shape[0]), x)  # (N, F)
     y = kept(tuple(x_rows.shape), x)
@@ -64,8 +65,8 @@ def feed_forward_backward(
         gradients = dhidden_weight, dhidden_bias, doutput_weight, doutput_bias
         return feed_forward.feed_forward_backward(dy, cache, *gradients, hidden_feedback, output_feedback, record)
     saved_x, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
-    hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback
-    output_back = output_weight if output_feedback is None else output_feedback
+    hidden_back = hidden_weight if hidden_feedback is None else for_products(hidden_feedback, dy.dtype)
+    output_back = output_weight if output_feedback is None else for_products(output_feedback, dy.dtype)
     x = recomputed(saved_x)
     dx = in_place_of(x)
     _, activate_gradient = ACTIVATIONS[activation]

@@ -9,7 +9,7 @@ from ..arena import Recomputable, in_place_of, kept, recomputed, saved, scratch
 from ..pieces import RecordedPieces, pieces_of
 from .activations import gate_and_rest
 from .compiled import compiled
-from .products import add_product, product
+from .products import add_product, for_products, product
 
 GatedFeedForwardCache = tuple[Recomputable, Tensor, Tensor, Tensor]
 
@@ -39,6 +39,7 @@ def gated_feed_forward_forward(
     x: Tensor, gated_weight: Tensor, output_weight: Tensor, record: Record = no_record
 ) -> tuple[Tensor, GatedFeedForwardCache]:
     """y = (silu(x W_gate^T) * (x W_hidden^T)) W_output^T: `ops.gated_feed_forward_forward`. x, y (..., D)."""
+    gated_weight, output_weight = for_products(gated_weight, x.dtype), for_products(output_weight, x.dtype)
     x_rows = rows(x)  # (N, D)
     gated = kept((x_rows.shape[0], gated_weight.shape[0]), x)  # (N, 2F)
     y = kept(tuple(x_rows.shape), x)
@@ -65,8 +66,8 @@ def gated_feed_forward_backward(
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of both weights: `ops.gated_feed_forward_backward`."""
     saved_x, gated_weight, gated, output_weight = cache
-    gated_back = gated_weight if gated_feedback is None else gated_feedback
-    output_back = output_weight if output_feedback is None else output_feedback
+    gated_back = gated_weight if gated_feedback is None else for_products(gated_feedback, dy.dtype)
+    output_back = output_weight if output_feedback is None else for_products(output_feedback, dy.dtype)
     x = recomputed(saved_x)
     dx = in_place_of(x)
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ...ops.numerics import rows
 from ..arena import Recomputable, in_place_of, is_small, kept, ping_pong, recomputable, recomputed, saved
-from .products import add_product, add_sum_of_rows, product
+from .products import add_product, add_sum_of_rows, for_products, product
 
 LinearCache = tuple[Recomputable, Tensor]
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
-    """y = x W^T + b: `ops.linear_forward`. A weight in a wider dtype is rounded by the product."""
+    """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight that the product read."""
+    weight = for_products(weight, x.dtype)
     saved_x = saved(x)
     outputs, inputs = weight.shape
     if outputs <= inputs or is_small(x.numel() // inputs * outputs, x, weight.numel()):
@@ -40,7 +41,7 @@ def linear_backward(
     overwrites x, which saves a tensor of the input's size; not if it is added to a given `dx`, since other products
     read x too.
     """
-    x, back = recomputed(cache[0]), cache[1] if feedback is None else feedback
+    x, back = recomputed(cache[0]), cache[1] if feedback is None else for_products(feedback, dy.dtype)
     dy_rows = rows(dy)
     # y = x W^T + b
     if dbias is not None:

@@ -21,7 +21,7 @@ from ...optim.parameters import PADDING
 from ..arena import in_place_of, scratch
 from ..pieces import RecordedPieces, pieces
 from ..sizes import Sizes, sizes_of
-from .products import add_product, product
+from .products import add_product, for_products, product
 from .rowwise import cross_entropy_of_rows, scale_rows, sum_of_numbers
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
@@ -49,7 +49,8 @@ def linear_cross_entropy(
         smoothed = targets, denominator, label_smoothing, padding
         textbook, cache = ops.linear_cross_entropy_forward(x, weight.to(x.dtype), *smoothed, record=record)
         return textbook, ops.linear_cross_entropy_backward(dloss, cache, dweight, feedback, record=record)
-    back = weight if feedback is None else feedback
+    weight = for_products(weight, x.dtype)
+    back = weight if feedback is None else for_products(feedback, x.dtype)
     vocab_size = weight.shape[0]
     x_rows, target = rows(x), targets.reshape(-1).long()
     if denominator is None:

@@ -1,9 +1,9 @@
 """AdamW and SGD of `kernels=fused`. They read the gradient twice and everything else once.
 
 An update is bound by memory: for 124M parameters in bfloat16 it moves 2.7 GB. In the compiled version one loop clips,
-decays, and updates both moments and the parameter, and writes each number once; in bf16_mixed it also writes the
-rounded parameter that products read. Without a compiler, PyTorch's kernels update pieces that fit into the cache, in
-float32 copies.
+decays, and updates both moments and the parameter, and writes each number once; where a network keeps rounded matrices
+for its products (bf16_mixed), it writes these too. Without a compiler, PyTorch's kernels update pieces that fit into
+the cache, in float32 copies.
 """
 
 import functools

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ...common.machine import cpu_fields
 from ...ops.numerics import wide
 from ..arena import scratch
 from ..replay import call_library
@@ -82,12 +83,13 @@ def onednn_is_exact() -> bool:
 def product(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
     """out = left right + bias. left (M, K), right (K, N), bias (N) -> out (M, N), in the dtype of left.
 
-    right is a weight, or its transpose: one in a wider dtype is rounded to that of left. `out` may contain anything
-    before, and shares no memory with them.
+    right may have a wider dtype than left, to which it is rounded. `out` may contain anything before, and shares no
+    memory with them.
     """
     if _in_library("product", out, left, right, bias):
         return
-    right = right.to(left.dtype)
+    if _is_wider(right, left):
+        right = right.to(left.dtype)
     if bias is None:
         torch.mm(left, right, out=out)
     else:
@@ -95,9 +97,14 @@ def product(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, in one pass if the dtypes are equal. left (O, N), right (N, I) -> total (O, I). A right in a
-    wider dtype than left is rounded to it."""
-    right = right.to(left.dtype)
+    """total += left right, in one pass if the dtypes are equal. left (O, N), right (N, I) -> total (O, I).
+
+    right may have a wider dtype than left, to which it is rounded first.
+    """
+    if _is_wider(right, left):
+        with scratch(tuple(right.shape), left) as rounded:
+            add_product(total, left, rounded.copy_(right))
+        return
     if _in_library("add_product", total, left, right):
         return
     sizes = sizes_of(total)
@@ -113,11 +120,11 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _in_library(name: str, out: Tensor, left: Tensor, right: Tensor, *bias: Tensor | None) -> bool:
     """Calls the library's kernel of that name, if it has one for this processor and such tensors. For others PyTorch
-    finds the way, or the error."""
+    finds the way, or the error. A step that is only estimated needs no call for weights that the library rounds."""
     operands, given = (out, left, right), [x for x in bias if x is not None]
-    rounds = right.dtype != left.dtype
-    if rounds and type(right) is FakeTensor:  # of a step that is only estimated
-        return True  # only where the library rounds them has a network weights to be rounded
+    rounds = _is_wider(right, left)
+    if rounds and type(right) is FakeTensor:
+        return _rounds(right, left.dtype)
     if any(type(x) not in REAL or not x.is_cpu or x.requires_grad for x in (*operands, *given)):
         return False
     (M, K), N = left.shape, right.shape[1]
@@ -129,8 +136,8 @@ def _in_library(name: str, out: Tensor, left: Tensor, right: Tensor, *bias: Tens
     number_by_number = left.dtype == torch.bfloat16 and strides[2] == 1 and (strides[3] % 2 or K % 2)
     if not rounds and (M == 1 or number_by_number):
         return False  # to copy `right` would cost more than it saves
-    parameter = right if bias else out  # of `product`, or of `add_product`
-    if (out if bias else right).dtype != left.dtype or any(x.dtype != right.dtype or x.stride(0) != 1 for x in given):
+    parameter, other = (right, out) if name == "product" else (out, right)
+    if other.dtype != left.dtype or any(x.dtype != parameter.dtype or x.stride(0) != 1 for x in given):
         return False
     dtypes = FORMATS.get((left.dtype, parameter.dtype))
     multiply = kernel(f"{name}_{dtypes}", 3 + len(bias), 8) if dtypes else None
@@ -142,10 +149,34 @@ def _in_library(name: str, out: Tensor, left: Tensor, right: Tensor, *bias: Tens
     return True
 
 
+def for_products(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight for products with tensors of this dtype: as it is, if the library rounds it, or rounded once here."""
+    return weight if _rounds(weight, dtype) else weight.to(dtype)
+
+
+def _rounds(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products in the library, which is wanted here, round such a weight to this dtype."""
+    is_served = weight.is_cpu and FORMATS.get((dtype, weight.dtype)) == "bf16_mixed"
+    return is_served and _multiplies_in_vectors() and kernel("product_bf16_mixed", 4, 8) is not None
+
+
+def _is_wider(x: Tensor, other: Tensor) -> bool:
+    return x.dtype.itemsize > other.dtype.itemsize
+
+
+@cache
+def _multiplies_in_vectors() -> bool:
+    """Whether this processor multiplies bfloat16 numbers in vectors, and has no matrix registers."""
+    flags = cpu_fields().get("flags", "").split()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability == "AVX512" and "avx512_bf16" in flags and "amx_bf16" not in flags
+
+
 def has_products() -> bool:
-    """Whether the compiled library has products of its own for this processor; it is loaded or compiled for this."""
+    """Whether the compiled library has products of its own for this processor. On one that may have them it is loaded
+    or compiled for this."""
     with compiled_functions(True):
-        return kernel("product_fp32", 4, 8) is not None
+        return _multiplies_in_vectors() and kernel("product_fp32", 4, 8) is not None
 
 
 def rounds_weights(precision: str, device: torch.device) -> bool:

@@ -118,7 +118,7 @@ def _without_recomputation() -> list[Binding]:
 
 
 def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
-    total += left @ right
+    total += left @ right.to(left.dtype)
 
 
 def _is_replayed(case: Case) -> bool:

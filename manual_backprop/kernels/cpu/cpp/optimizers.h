@@ -45,7 +45,7 @@ inline float bias_correction(const float* share, const float* updates) {
   return -std::expm1(*updates * std::log1p(-double(*share)));
 }
 
-// Writes a parameter and its rounded copy, which products read in bf16_mixed; otherwise `rounded` is the parameter.
+// Writes a parameter and its rounded copy, if a network keeps one (bf16_mixed); otherwise `rounded` is the parameter.
 template <class T, class P>
 inline void store_parameter(P* parameter, T* rounded, const Vec& x, int64_t count) {
   store(parameter, x, count);

@@ -111,8 +111,8 @@ inline void copy_panels(T* panels, const S* x, int64_t stride, int64_t K, int64_
   }
 }
 
-// `transposed_right` of numbers that are rounded: x (n, K) -> (K, columns). A k that is missing is 0; columns from n on mean nothing.
-inline void transposed_right(BFloat16* right, const float* x, int64_t n, int64_t K, int64_t stride, int64_t columns) {
+// x (n, K) transposed and rounded, (K, columns), as a right operand. A k that is missing is 0; columns from n on mean nothing.
+inline void rounded_transposed_right(BFloat16* right, const float* x, int64_t n, int64_t K, int64_t stride, int64_t columns) {
   constexpr int64_t ROWS = 16, NUMBERS = 2 * ROWS;  // of a square of pairs
   for (int64_t r = 0; r < n; r += ROWS) {
     for (int64_t k = 0; k < K; k += NUMBERS) {
@@ -139,7 +139,13 @@ inline void copy_right(T* panels, const Matrix<S>& right, int64_t k, int64_t n, 
   if (right.column == 1) return copy_panels<TILE_COLUMNS>(panels, right.at(k, n), right.row, depth, columns);
   for (int64_t first = 0; first < columns; first += TILE_COLUMNS) {
     const int64_t count = std::min(TILE_COLUMNS, columns - first);
-    transposed_right(panels + first * padded<T>(depth), right.at(k, n + first), count, depth, right.column, whole_vectors(count));
+    T* panel = panels + first * padded<T>(depth);
+    const S* x = right.at(k, n + first);
+    if constexpr (std::is_same_v<T, S>) {
+      transposed_right(panel, x, count, depth, right.column, whole_vectors(count));
+    } else {
+      rounded_transposed_right(panel, x, count, depth, right.column, whole_vectors(count));
+    }
   }
 }
 
