@@ -38,10 +38,10 @@ struct Matrix {
   const T* at(int64_t r, int64_t c) const { return data + r * row + c * column; }
 };
 
-// Asks memory for a row of `columns` numbers that will be read, or written.
-template <int is_written, class T>
+// Asks memory for a row of `columns` numbers that will be read, or written: soon (3, the first cache), or later (2, the second).
+template <int is_written, int how_soon = 3, class T>
 inline void prefetch(T* row, int64_t columns) {
-  for (int64_t c = 0; c < columns; c += 64 / sizeof(T)) __builtin_prefetch(row + c, is_written);
+  for (int64_t c = 0; c < columns; c += 64 / sizeof(T)) __builtin_prefetch(row + c, is_written, how_soon);
 }
 
 // sum + left right, in each lane. In bfloat16 two products are added, those of a pair of left and a pair of right.
@@ -159,9 +159,8 @@ struct Prefetch {
   int64_t stride, numbers, rows, rows_of_a_turn;
 
   void take_turn() {
-    for (const int64_t end = std::max<int64_t>(0, rows - rows_of_a_turn); rows > end; --rows, row += stride) {
-      for (int64_t i = 0; i < numbers; i += 64 / sizeof(S)) __builtin_prefetch(row + i, 0, 2);
-    }
+    const int64_t end = std::max<int64_t>(0, rows - rows_of_a_turn);
+    for (; rows > end; --rows, row += stride) prefetch<0, 2>(row, numbers);
   }
 };
 
