@@ -22,7 +22,7 @@ from ..common.errors import StorageError
 from ..common.origin import SEPARATOR, SOURCES
 from ..common.plain_text import visible
 from ..config.plugins import given_plugins
-from ..models.flops import flops_per_token, matrix_product_rate
+from ..models.flops import flops_per_token
 from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
 from ..tasks import Evaluated, Final
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
@@ -45,10 +45,9 @@ log = logging.getLogger(__name__)
 class RunReport:
     """Reports one run. Nothing here changes the training."""
 
-    peak_rate: float  # of matrix products on this machine [FLOP/s], once `start` has measured it
-
-    def __init__(self, facts: RunFacts, directory: RunDirectory, tracker: Tracker):
-        self.facts, self.directory, self.tracker = facts, directory, tracker
+    def __init__(self, facts: RunFacts, directory: RunDirectory, tracker: Tracker, peak_rate: float):
+        """peak_rate: of matrix products alone [FLOP/s]; the metric `peak_share` is relative to it."""
+        self.facts, self.directory, self.tracker, self.peak_rate = facts, directory, tracker, peak_rate
         network, order = facts.model.network, facts.order
         self.progress = ProgressLine(facts.first_step, facts.max_steps)
         self.system = SystemMetrics(gpu=network.device.type == "cuda")
@@ -73,7 +72,6 @@ class RunReport:
             }
         )
         self.tracker.log_dataset(self._dataset())
-        self.peak_rate = matrix_product_rate(network.compute_dtype, network.device)
         written = write_provenance(self.directory.path, facts.first_step)
         for file in (*(self.directory.path / name for name in ("config.yaml", SOURCES, *task.files)), *written):
             if file.is_file():  # a run started from Python has no command line

@@ -41,6 +41,7 @@ from ..common.processes import ALONE, Place, Processes, acting_as, processes
 from ..common.startup.output import enduring_output
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..config.written_config import default_run_name, write_config
+from ..models.flops import matrix_product_rate
 from ..models.training_step import Reduction, TrainingStep, build_optimizer
 from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
@@ -189,6 +190,11 @@ class Runner:
         seen = self.improvement
         return f"{seen.since_best} evaluations without a better {self.task.best_metric} than {seen.best:.4f}"
 
+    def peak_rate(self) -> float:
+        """The FLOP/s of matrix products alone, of all processes together: each measures while the others do too."""
+        network = self.model.network
+        return sum(self.group.gathered(matrix_product_rate(network.compute_dtype, network.device)))
+
     # Building
 
     def _set_threads(self) -> None:
@@ -256,12 +262,13 @@ class Runner:
         del tensors
         self.interruption.defer()
         self.interruption.raise_if_received("no step was made, so there was nothing to save.")
+        peak_rate = self.peak_rate()  # before MLflow's process starts, which has a core for seconds
         if not self.group.is_first:  # trains like the first process, but writes, logs and prints nothing
             nothing: Any = NullObject()
             return self._train(nothing, nothing, nothing)
         directory, tracker = self._open_run()
         self.directory = directory
-        report = RunReport(self.facts, directory, tracker)
+        report = RunReport(self.facts, directory, tracker, peak_rate)
         status = FAILED
         try:
             with run_log(directory.log):

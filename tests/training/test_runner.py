@@ -8,7 +8,9 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,13 @@ from run_tools import assert_same_tensors, config_of, metric, resume, train
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.common.errors import ConfigError, InputError
+from manual_backprop.common.interruption import Interruption
+from manual_backprop.common.processes import Processes, acting_as
 from manual_backprop.models.wrappers.language_model import CustomTransformerWrapper
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import read_run
+from manual_backprop.training import runner as runner_module
+from manual_backprop.training.runner import Runner
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -94,6 +100,39 @@ def test_metrics_of_a_run(finished: Path) -> None:
     # a byte is a token, but for the end tokens
     assert last["validation/bits_per_byte"] == pytest.approx(last["validation/loss"] / math.log(2), rel=0.01)
     assert 0 < last["validation/bigram_loss"] < last["validation/unigram_loss"] < math.log(257)
+
+
+def test_peak_rate_is_measured_before_mlflow_starts(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's process has a core for seconds while it starts: a rate measured then was half of what it should be."""
+    order = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*given: Any) -> Any:
+            order.append(name)
+            return function(*given)
+
+        return wrapper
+
+    for name in ("matrix_product_rate", "open_tracker"):
+        monkeypatch.setattr(runner_module, name, noted(name, getattr(runner_module, name)))
+    train(tmp_path, text, "training.max_steps=1")
+    assert order == ["matrix_product_rate", "open_tracker"]
+
+
+def test_peak_rate_is_that_of_all_processes(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps and tokens are those of all processes, so the share would be above 1 with the rate of one."""
+
+    class Three(Processes):
+        size = 3
+
+        def gathered(self, value: float) -> list[float]:
+            return [value, 2.0, 3.0]
+
+    monkeypatch.setattr(runner_module, "matrix_product_rate", lambda dtype, device: 1.0)
+    with Interruption() as interruption, acting_as(Three()):
+        assert Runner(config_of(text), tmp_path / "outputs", interruption).peak_rate() == 6
 
 
 def test_last_evaluation_is_over_the_whole_split(finished: Path, text: Path, tmp_path: Path) -> None:

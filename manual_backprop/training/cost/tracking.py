@@ -96,8 +96,9 @@ def _train(end: Connection, runner: Any, steps: int, logs: bool) -> None:
 
     report = None
     if logs:
+        peak_rate = runner.peak_rate()
         directory, tracker = runner._open_run()
-        report = RunReport(runner.facts, directory, tracker)
+        report = RunReport(runner.facts, directory, tracker, peak_rate)
         report.start()
         _wait_for_store(directory)
 
