@@ -45,9 +45,8 @@ log = logging.getLogger(__name__)
 class RunReport:
     """Reports one run. Nothing here changes the training."""
 
-    def __init__(self, facts: RunFacts, directory: RunDirectory, tracker: Tracker, peak_rate: float):
-        """peak_rate: of matrix products alone [FLOP/s]; the metric `peak_share` is relative to it."""
-        self.facts, self.directory, self.tracker, self.peak_rate = facts, directory, tracker, peak_rate
+    def __init__(self, facts: RunFacts, directory: RunDirectory, tracker: Tracker):
+        self.facts, self.directory, self.tracker = facts, directory, tracker
         network, order = facts.model.network, facts.order
         self.progress = ProgressLine(facts.first_step, facts.max_steps)
         self.system = SystemMetrics(gpu=network.device.type == "cuda")
@@ -118,7 +117,7 @@ class RunReport:
                 "tokens_seen": tokens_seen,
                 "flops": tokens_seen * self.flops_per_token,
                 "tokens_per_second": tokens_per_second,
-                "peak_share": tokens_per_second * self.flops_per_token / self.peak_rate,
+                "peak_share": tokens_per_second * self.flops_per_token / self.facts.peak_rate,
                 "nonfinite_steps": nonfinite_steps,
                 "epoch": step / self.steps_per_epoch,
                 **({} if unsmoothed is None else {"train/unsmoothed_loss": unsmoothed}),

@@ -45,6 +45,7 @@ class RunFacts:
     order: Order
     first_step: int  # optimizer steps that earlier processes have made
     max_steps: int
+    peak_rate: float  # of matrix products alone, of all processes together [FLOP/s]
 
 
 def tensors_of(model: NetworkWrapper, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:

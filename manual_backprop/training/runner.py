@@ -166,6 +166,8 @@ class Runner:
         self.predictions: list[str] = []  # the texts that the task predicted at that evaluation
         self.final = Final()  # results that the task adds at the end of the run
         self.directory: RunDirectory | None = None  # set by `run`
+        # all processes measure at the same time, before MLflow's starts, which has a core for seconds
+        self.peak_rate = sum(group.gathered(matrix_product_rate(network.compute_dtype, network.device)))
         if self.checkpoint is not None:
             restore(self.model, self.optimizer, self.checkpoint)
         self.first_step = self.step
@@ -178,7 +180,7 @@ class Runner:
 
     @property
     def facts(self) -> RunFacts:
-        return RunFacts(self.config, self.task, self.model, self.order, self.first_step, self.max_steps)
+        return RunFacts(self.config, self.task, self.model, self.order, self.first_step, self.max_steps, self.peak_rate)
 
     @property
     def is_over(self) -> bool:
@@ -189,11 +191,6 @@ class Runner:
     def _without_improvement(self) -> str:
         seen = self.improvement
         return f"{seen.since_best} evaluations without a better {self.task.best_metric} than {seen.best:.4f}"
-
-    def peak_rate(self) -> float:
-        """The FLOP/s of matrix products alone, of all processes together: each measures while the others do too."""
-        network = self.model.network
-        return sum(self.group.gathered(matrix_product_rate(network.compute_dtype, network.device)))
 
     # Building
 
@@ -262,13 +259,12 @@ class Runner:
         del tensors
         self.interruption.defer()
         self.interruption.raise_if_received("no step was made, so there was nothing to save.")
-        peak_rate = self.peak_rate()  # before MLflow's process starts, which has a core for seconds
         if not self.group.is_first:  # trains like the first process, but writes, logs and prints nothing
             nothing: Any = NullObject()
             return self._train(nothing, nothing, nothing)
         directory, tracker = self._open_run()
         self.directory = directory
-        report = RunReport(self.facts, directory, tracker, peak_rate)
+        report = RunReport(self.facts, directory, tracker)
         status = FAILED
         try:
             with run_log(directory.log):

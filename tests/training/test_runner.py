@@ -132,7 +132,7 @@ def test_peak_rate_is_that_of_all_processes(tmp_path: Path, text: Path, monkeypa
 
     monkeypatch.setattr(runner_module, "matrix_product_rate", lambda dtype, device: 1.0)
     with Interruption() as interruption, acting_as(Three()):
-        assert Runner(config_of(text), tmp_path / "outputs", interruption).peak_rate() == 6
+        assert Runner(config_of(text), tmp_path / "outputs", interruption).facts.peak_rate == 6
 
 
 def test_last_evaluation_is_over_the_whole_split(finished: Path, text: Path, tmp_path: Path) -> None:

@@ -57,11 +57,10 @@ def in_turns(
         for name in ROWS:
             given = (*overrides, f"training.inspect_every={every if name == 'with' else 'null'}")
             runner = training(given, folder / "outputs")
-            peak_rate = runner.peak_rate()
             directory, tracker = runner._open_run()
             closing.callback(directory.release)
             closing.callback(tracker.finish, "KILLED")
-            trainings.append((runner, tracker, RunReport(runner.facts, directory, tracker, peak_rate)))
+            trainings.append((runner, tracker, RunReport(runner.facts, directory, tracker)))
 
         def turn(place: int) -> tuple[float, float]:
             """Wall-clock and processor seconds of a step. The loop is that of the Runner, without anything else."""

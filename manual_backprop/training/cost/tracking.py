@@ -96,9 +96,8 @@ def _train(end: Connection, runner: Any, steps: int, logs: bool) -> None:
 
     report = None
     if logs:
-        peak_rate = runner.peak_rate()
         directory, tracker = runner._open_run()
-        report = RunReport(runner.facts, directory, tracker, peak_rate)
+        report = RunReport(runner.facts, directory, tracker)
         report.start()
         _wait_for_store(directory)
 
